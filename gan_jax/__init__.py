@@ -1,0 +1,1 @@
+"""GANs in JAX and Flax, for research and for making things."""
