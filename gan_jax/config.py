@@ -65,9 +65,22 @@ def base_config() -> ml_collections.ConfigDict:
   config.latent.distribution = "normal"  # Or uniform on [-1, 1].
 
   config.model = ml_collections.ConfigDict()
-  config.model.name = "textbook"
+  config.model.name = "textbook"  # Its fields are those of the Linen modules.
   config.model.generator = ml_collections.ConfigDict()
+  config.model.generator.widths = (128, 64)
+  config.model.generator.kernel = 4
+  config.model.generator.upsampling = "transposed"  # nearest, bilinear.
+  config.model.generator.activation = "relu"
+  config.model.generator.output = "tanh"
+  config.model.generator.norm = "batch"
+  config.model.generator.init_std = 0.02
   config.model.discriminator = ml_collections.ConfigDict()
+  config.model.discriminator.widths = (64, 128)
+  config.model.discriminator.kernel = 4
+  config.model.discriminator.pooling = "stride"  # max, average.
+  config.model.discriminator.activation = "leaky_relu"
+  config.model.discriminator.norm = "batch"
+  config.model.discriminator.init_std = 0.02
 
   config.loss = ml_collections.ConfigDict()
   config.loss.name = "non_saturating"
@@ -173,10 +186,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
   checked where these are built, before anything is written.
   """
   values, known = flatten(config.to_dict()), flatten(base_config().to_dict())
+  # A network's keys are the fields of its module; models.build checks them.
   free = ("model.generator.", "model.discriminator.")
   for key, value in values.items():
     if key.startswith(free):
-      continue  # Named by the network's own fields; see models.build.
+      continue
     if key not in known:
       raise UserError(f"unknown config key {key!r}{nearest(key, known)}")
     expected = type(known[key])
@@ -188,7 +202,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f"expected a {expected.__name__} such as {known[key]!r}"
       )
   for key in known:
-    if key not in values:
+    if key not in values and not key.startswith(free):
       raise UserError(f"config.{key} is missing; start from base_config()")
   for key, choices in CHOICES.items():
     if values[key] not in choices:

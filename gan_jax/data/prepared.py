@@ -168,7 +168,7 @@ def _keys(name: str, features: Any) -> tuple[str, str | None]:
     raise UserError(
       f"{name} has no image to train on; its features: {', '.join(features)}"
     )
-  label = features.get("label")
+  label = features["label"] if "label" in features else None
   labelled = isinstance(label, tfds.features.ClassLabel) and label.num_classes
   return images[0], "label" if labelled else None
 
