@@ -12,8 +12,14 @@ from gan_jax import config as config_lib
 from gan_jax.data import files, prepared
 from gan_jax.data.source import ArraySource, Dataset, LazySource
 
-__all__ = ["ArraySource", "DATASETS", "Dataset", "LazySource"]
-__all__ += ["delivery", "load"]
+__all__ = [
+  "DATASETS",
+  "ArraySource",
+  "Dataset",
+  "LazySource",
+  "delivery",
+  "load",
+]
 
 # Each is called as loader(argument, data_config, split).
 DATASETS = {

@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> None:
     help="where to write; by default $TFDS_DATA_DIR or ~/tensorflow_datasets",
   )
   # argparse's own report is two lines and a usage.
-  parser.error = command.error = _refuse
+  for each in (parser, command):
+    setattr(each, "error", _refuse)  # noqa: B010
   values = parser.parse_args(list(argv[1:]))
 
   from gan_jax.data import prepare

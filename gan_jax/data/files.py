@@ -155,13 +155,16 @@ def load_npz(file: str, data_config: Any, split: str) -> Dataset:
 
 
 def _read_npz(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-  try:
-    archive = np.load(path, allow_pickle=False)
-  except Exception as error:
-    raise UserError(f"{path!r} is not a readable .npz archive") from error
-  if not isinstance(archive, np.lib.npyio.NpzFile):
-    raise UserError(f"{path!r} is a single .npy array; expected a .npz archive")
-  with archive:
+  # numpy leaves a file open that it opened and could not read.
+  with open(path, "rb") as file:
+    try:
+      archive = np.load(file, allow_pickle=False)
+    except Exception as error:
+      raise UserError(f"{path!r} is not a readable .npz archive") from error
+    if isinstance(archive, np.ndarray):
+      raise UserError(
+        f"{path!r} is a single .npy array; expected a .npz archive"
+      )
     image_key = next((k for k in IMAGE_KEYS if k in archive.files), None)
     label_key = next((k for k in LABEL_KEYS if k in archive.files), None)
     if image_key is None:

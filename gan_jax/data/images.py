@@ -124,10 +124,10 @@ def decode(
 
   stream = io.BytesIO(file) if isinstance(file, bytes) else file
   try:
-    with Image.open(stream, formats=FORMATS) as image:
-      image.load()
-      if not isinstance(file, bytes):
-        image = ImageOps.exif_transpose(image)
+    with Image.open(stream, formats=FORMATS) as opened:
+      opened.load()
+      from_file = not isinstance(file, bytes)
+      image = ImageOps.exif_transpose(opened) if from_file else opened
       return fit(image, size, channels, mode)
   except Exception as error:
     raise _unreadable(what, error) from error

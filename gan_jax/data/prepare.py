@@ -55,8 +55,6 @@ def prepare(name: str, manual_dir: str = "", folder: str = "") -> None:
       if manual_dir and builder.name in _IDX:
         _check_archives(builder, manual_dir)
       print(f"preparing {name} in {target}", flush=True)
-      # Before, for what a killed run left; after, for a failed download.
-      _remove_leftovers(target, folder, builder.name)
       try:
         _write(builder, name, manual_dir)
       finally:
@@ -123,9 +121,7 @@ def _idx_builder(name: str) -> Any:
         for split, file in files.items()
       }
     )
-    return {
-      split: self._generate_examples(**paths[split]) for split in files
-    }
+    return {split: self._generate_examples(**paths[split]) for split in files}
 
   def generate_examples(self, images, labels):
     del self
@@ -174,7 +170,10 @@ def _check_archives(builder: Any, manual_dir: str) -> None:
 
 
 def _remove_leftovers(target: str, folder: str, name: str) -> None:
-  """Removes what was being written; safe, since `_alone` is held."""
+  """Removes the unfinished files of this run and of killed ones.
+
+  `_alone` must be held, or it would remove those of another process.
+  """
   parent, version = os.path.split(target)
   patterns = (
     os.path.join(glob.escape(parent), f"incomplete.*_{version}"),

@@ -168,9 +168,11 @@ def _keys(name: str, features: Any) -> tuple[str, str | None]:
     raise UserError(
       f"{name} has no image to train on; its features: {', '.join(features)}"
     )
-  label = features["label"] if "label" in features else None
-  labelled = isinstance(label, tfds.features.ClassLabel) and label.num_classes
-  return images[0], "label" if labelled else None
+  if "label" in features:
+    label = features["label"]
+    if isinstance(label, tfds.features.ClassLabel) and label.num_classes:
+      return images[0], "label"
+  return images[0], None
 
 
 def _damaged(name: str, folder: str, error: Exception) -> UserError:

@@ -103,7 +103,7 @@ def to_device(
   import jax
 
   iterator = iter(iterator)
-  ahead = collections.deque()
+  ahead: collections.deque[Any] = collections.deque()
   try:
     for item in itertools.islice(iterator, depth):
       ahead.append(jax.device_put(item, sharding))
