@@ -1,7 +1,7 @@
 """A three-stage DCGAN on small colour photographs.
 
-  python -m gan_jax.data prepare cifar10
-  python -m gan_jax.main --config=experiments/cifar10.py
+python -m gan_jax.data prepare cifar10
+python -m gan_jax.main --config=experiments/cifar10.py
 """
 
 from gan_jax.config import base_config

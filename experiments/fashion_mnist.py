@@ -1,7 +1,7 @@
 """The textbook's GAN on clothes.
 
-  python -m gan_jax.data prepare fashion_mnist
-  python -m gan_jax.main --config=experiments/fashion_mnist.py
+python -m gan_jax.data prepare fashion_mnist
+python -m gan_jax.main --config=experiments/fashion_mnist.py
 """
 
 from gan_jax.config import base_config

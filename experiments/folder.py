@@ -1,6 +1,6 @@
 """A four-stage DCGAN on a folder of your own pictures, 64x64 in colour.
 
-  python -m gan_jax.main --config=experiments/folder.py:DIR
+python -m gan_jax.main --config=experiments/folder.py:DIR
 """
 
 from gan_jax.config import base_config

@@ -141,6 +141,8 @@ def _told(checkpoints: ocp.training.Checkpointer):
 
 def last_good(checkpoints: ocp.training.Checkpointer) -> str:
   """The newest checkpoint on disk, for a message."""
+  with contextlib.suppress(Exception):  # A save under way may still succeed.
+    checkpoints.wait()
   checkpoints.reload()
   latest = checkpoints.latest
   return f"step {latest.step} ({latest.path})" if latest else "none"
@@ -194,7 +196,7 @@ def restore_newest(
         f"{aside}, using the one before it",
         file=sys.stderr,
       )
-  checkpoints.reload()
+      checkpoints.reload()  # Its place is free again.
   return None
 
 

@@ -170,7 +170,7 @@ for _player in ("generator", "discriminator"):
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """`{"a": {"b": 1}}` as `{"a.b": 1}`; an empty branch has no key."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in tree.items():
     if isinstance(value, (Mapping, ml_collections.ConfigDict)):
       flat |= flatten(value, f"{prefix}{key}.")
@@ -237,6 +237,8 @@ def load_run(workdir: str) -> ml_collections.ConfigDict:
   try:
     with open(path, encoding="utf-8") as file:
       values = json.load(file)
+    if not isinstance(values, dict):
+      raise ValueError("not an object")
     config = ml_collections.ConfigDict(_tuples(values))
   except FileNotFoundError:
     raise UserError(f"{workdir} is not a run: it has no config.json") from None
@@ -400,7 +402,7 @@ def use_compilation_cache() -> None:
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir is None:
+  if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = os.path.join(cache, "gan_jax", "compiled")
     jax.config.update("jax_compilation_cache_dir", path)

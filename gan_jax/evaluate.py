@@ -18,7 +18,6 @@ from gan_jax import config as config_lib
 from gan_jax import report
 from gan_jax.config import UserError
 
-
 # The names that a backbone's summary has; any can be watched.
 _WITH_CLASSES = (
   "frechet",

@@ -1,7 +1,7 @@
 """Trains a GAN, or goes on with a run that was stopped.
 
-  python -m gan_jax.main --config=experiments/mnist.py
-      [--workdir=runs/mnist] [--config.KEY=VALUE ...]
+python -m gan_jax.main --config=experiments/mnist.py
+    [--workdir=runs/mnist] [--config.KEY=VALUE ...]
 """
 
 import os

@@ -64,7 +64,7 @@ class Log:
     rows = [row for row in read_rows(self.path) if row["step"] <= step]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     write_bytes(self.path, lines.encode())
-    self._file = open(self.path, "a", encoding="utf-8")
+    self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
     self._board = None
     if tensorboard:
       from tensorboardX import SummaryWriter
@@ -196,9 +196,9 @@ def write_environment(
   earlier = []
   if os.path.exists(path):
     before = read_json(path)
-    earlier = before.pop("earlier", []) + [before]
+    earlier = [*before.pop("earlier", []), before]
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  now = datetime.datetime.now(datetime.timezone.utc)
+  now = datetime.datetime.now(datetime.UTC)
   environment = {
     "command": list(argv),
     "time": now.isoformat(timespec="seconds"),

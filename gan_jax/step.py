@@ -1,5 +1,6 @@
 """The mathematics of two players: their state and one adversarial step."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -149,9 +150,7 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   def update_discriminator(player, opponent, hyper, step, real, key):
     latent_key, g_key, real_key, fake_key = jax.random.split(key, 4)
     z = latents(latent_key, num, config.latent)
-    fake, _ = apply(
-      generator, opponent.params, opponent.variables, z, g_key
-    )
+    fake, _ = apply(generator, opponent.params, opponent.variables, z, g_key)
     smoothed = losses.smooth_labels(loss, hyper["label_smoothing"])
 
     def objective(params):
@@ -199,9 +198,9 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
       )
       return loss.generator(real_logits, fake_logits).mean(), variables
 
-    (value, variables), gradients = jax.value_and_grad(
-      objective, has_aux=True
-    )(player.params)
+    (value, variables), gradients = jax.value_and_grad(objective, has_aux=True)(
+      player.params
+    )
     params, optimizer = optim.update(
       config.optimizer.generator,
       hyper["generator"],
@@ -247,7 +246,8 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
     metrics["nonfinite"] = _first_nonfinite(
       _watched(metrics, d_gradients, g_gradients)
     )
-    new_state = state.replace(
+    new_state = dataclasses.replace(
+      state,
       step=state.step + 1,
       generator=new_g,
       discriminator=new_d,
@@ -258,7 +258,9 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   return step
 
 
-def _watched(metrics: Metrics, d_gradients: Any, g_gradients: Any) -> list:
+def _watched(
+  metrics: dict[str, Any], d_gradients: Any, g_gradients: Any
+) -> list:
   """(name, value) in the order in which a step computes them."""
   tree = [
     ("loss_discriminator", metrics["loss_discriminator"]),

@@ -11,9 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from gan_jax import checkpoint, data, evaluate, losses, models, optim
+from gan_jax import (
+  checkpoint,
+  data,
+  evaluate,
+  losses,
+  models,
+  optim,
+  pictures,
+  report,
+  sample,
+)
 from gan_jax import config as config_lib
-from gan_jax import pictures, report, sample
 from gan_jax import step as step_lib
 from gan_jax.config import UserError, choose
 from gan_jax.data import resident, stream
@@ -128,14 +137,16 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
         read_oldest()
       paused = time.monotonic()
       quality = None
-      if to_evaluate:
+      if evaluator is not None and to_evaluate:
         row = evaluator(state.average)
         log.row("evaluate", step, step * num * draws, **row)
         meter.write(f"step {step}: {_line(row)}")
         quality = _watch(config, step, row, progress)
       progress["done"] = progress["done"] or last
       if to_draw or progress["done"]:
-        _draw_fixed(workdir, log, step, functools.partial(draw, state.average), fixed)
+        _draw_fixed(
+          workdir, log, step, functools.partial(draw, state.average), fixed
+        )
       if to_save or progress["done"]:
         checkpoint.save(checkpoints, step, state, progress, quality)
         saved = step
@@ -157,9 +168,13 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
     print(f"stopped by SIGTERM at step {step}, saved; the same command goes on")
     return 0
   _draw_ended(workdir, step)
-  why = "" if step == config.steps else (
-    f", converged: {config.evaluate.watch} was best at step "
-    f"{progress['best_step']}"
+  why = (
+    ""
+    if step == config.steps
+    else (
+      f", converged: {config.evaluate.watch} was best at step "
+      f"{progress['best_step']}"
+    )
   )
   print(f"ended at step {step}{why}; samples in {workdir}/samples.png")
   return 0
@@ -242,7 +257,9 @@ def _check_workdir(workdir: str, config: Any) -> None:
 def _fixed_latents(config: Any) -> dict[str, np.ndarray]:
   """The latents whose images are drawn over and over: a grid and a walk."""
   grid_key, walk_key = jax.random.split(step_lib.keys(config.seed)["samples"])
-  fixed = {"grid": models.latents(grid_key, config.log.num_samples, config.latent)}
+  fixed = {
+    "grid": models.latents(grid_key, config.log.num_samples, config.latent)
+  }
   if config.log.walk_steps > 1:
     fixed["walk"] = sample.walk(walk_key, config.latent, config.log.walk_steps)
   return {name: np.asarray(z) for name, z in fixed.items()}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -283,3 +284,41 @@ def test_a_builder_that_needs_tensorflow_says_so(monkeypatch):
   explained = prepare._explain("cifar10", error)
   assert isinstance(explained, UserError)
   assert "needs TensorFlow" in str(explained)
+
+
+def test_official_builders_that_yield_arrays_need_no_tensorflow(tmp_path):
+  """CIFAR-10's official builder: ndarrays, read by tf.io.gfile."""
+  from tensorflow_datasets.image_classification import cifar
+
+  from gan_jax.data import prepare
+
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (20, 3, 32, 32), np.uint8)
+  labels = (np.arange(20) % 10).astype(np.uint8)
+  records = np.concatenate([labels[:, None], pixels.reshape(20, -1)], axis=1)
+  folder = tmp_path / "cifar-10-batches-bin"
+  folder.mkdir()
+  for name in [f"data_batch_{i}.bin" for i in range(1, 6)]:
+    (folder / name).write_bytes(records.tobytes())
+  (folder / "test_batch.bin").write_bytes(records.tobytes())
+  names = "\n".join(f"class {i}" for i in range(10))
+  (folder / "batches.meta.txt").write_text(names)
+
+  builder = cifar.Cifar10(data_dir=str(tmp_path / "tfds"))
+  manager = types.SimpleNamespace(
+    download_and_extract=lambda url: tmp_path,
+    downloaded_size=0,
+    download_dir=tmp_path,
+  )
+  builder._make_download_manager = lambda **_: manager
+  with prepare._quiet():
+    prepare._write(builder, "cifar10", "")
+  config = data_config(
+    name="tfds:cifar10", dir=str(tmp_path / "tfds"), size=32, channels=3
+  )
+  test = data.load(config, split="test")
+  order = [int(np.where((pixels.transpose(0, 2, 3, 1) == image).all((1, 2, 3)))[0][0])
+           for image in test.source.images]  # fmt: skip
+  assert sorted(order) == list(range(20))
+  np.testing.assert_array_equal(test.source.labels, labels[order])
+  assert "tensorflow" not in sys.modules

@@ -74,9 +74,7 @@ def test_goodfellow_2014():
   assert found["dense_0"] == found["dense_1"] == (2, 1200)
   assert found["out"] == (2, 28, 28, 1)
   assert count == 101 * 1200 + 1201 * 1200 + 1201 * 784
-  found, count = shapes(
-    discriminator, jnp.zeros((2, 28, 28, 1)), train=False
-  )
+  found, count = shapes(discriminator, jnp.zeros((2, 28, 28, 1)), train=False)
   assert found["dense_0"] == found["dense_1"] == (2, 1200)  # 240 x 5 pieces.
   assert found["out"] == (2,)
   assert count == 785 * 1200 + 241 * 1200 + 241
@@ -127,7 +125,9 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters():
   rough, half = models.build(config)[0].init_with_output(
     jax.random.key(0), z, train=False
   )
-  assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+  assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {
+    jnp.dtype("float32")
+  }
   assert rough.dtype == jnp.float32
   difference = np.abs(rough - exact).max()
   assert 0 < difference < 0.05
@@ -211,9 +211,7 @@ def test_latents_do_not_depend_on_how_many_are_drawn():
   ],
 )
 def test_latent_distributions(distribution, truncation, deviation, limit):
-  z = models.latents(
-    jax.random.key(0), 2000, latent(distribution), truncation
-  )
+  z = models.latents(jax.random.key(0), 2000, latent(distribution), truncation)
   assert abs(z.mean()) < 0.01
   assert z.std() == pytest.approx(deviation, rel=0.01)
   assert np.abs(z).max() <= limit

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -195,12 +195,63 @@ def _write(builder: Any, name: str, manual_dir: str) -> None:
   )
   try:
     # TFDS prints sizes that it does not know; its progress bar is on stderr.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with (
+      contextlib.redirect_stdout(io.StringIO()),
+      _without_tensorflow(builder),
+    ):
       builder.download_and_prepare(
         file_format="array_record", download_config=settings
       )
   except Exception as error:
     raise _explain(name, error) from error
+
+
+class _FileSystem:
+  """The part of `tf` that builders use to read what they downloaded."""
+
+  GFile = open
+  exists = staticmethod(os.path.exists)
+  glob = staticmethod(glob.glob)
+  isdir = staticmethod(os.path.isdir)
+  listdir = staticmethod(os.listdir)
+
+
+class _StandIn:
+  """For `tf` in a builder's module: files, and an ImportError for the rest."""
+
+  io = type("io", (), {"gfile": _FileSystem})
+
+  def __getattr__(self, name: str) -> NoReturn:
+    raise ImportError(f"tensorflow.{name}", name="tensorflow")
+
+
+@contextlib.contextmanager
+def _without_tensorflow(builder: Any) -> Iterator[None]:
+  """Lets official builders write arrays as images, and open files.
+
+  TFDS encodes an ndarray as PNG with TensorFlow, and PIL images with PIL.
+  """
+  from PIL import Image
+  from tensorflow_datasets.core.features import image_feature
+
+  encoder = image_feature._ImageEncoder
+  module: Any = sys.modules[type(builder).__module__]
+  before = encoder.encode_image_or_path, getattr(module, "tf", None)
+
+  def encode(self, image):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+      image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return before[0](self, image)
+
+  encoder.encode_image_or_path = encode
+  if before[1] is not None:
+    module.tf = _StandIn()
+  try:
+    yield
+  finally:
+    encoder.encode_image_or_path = before[0]
+    if before[1] is not None:
+      module.tf = before[1]
 
 
 def _explain(name: str, error: Exception) -> Exception:

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ def batches(
 
 def to_device(
   iterator: Iterable[Any], depth: int = 2, sharding: Any = None
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
   """The same batches on the device, `depth` of them sent ahead.
 
   The copy of later batches then overlaps with the step that uses this one.

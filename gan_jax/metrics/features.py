@@ -40,13 +40,14 @@ class Backbone(NamedTuple):
     weights_sha256: of the weights' file; two Frechet distances compare only
       when it is the same.
     apply: float images in [-1, 1], (N, H, W, 1 or 3), to float32
-      (features (N, D), probabilities (N, classes)). Jitted; raises
-      `ValueError` for another shape or an integer type.
+      (features (N, D), probabilities (N, classes)), the latter None from a
+      backbone without classes. Jitted; raises `ValueError` for another
+      shape or an integer type.
   """
 
   name: str
   weights_sha256: str
-  apply: Callable[[Images], tuple[Features, Probabilities]]
+  apply: Callable[[Images], tuple[Features, Probabilities | None]]
 
 
 class MNISTClassifier(nn.Module):
@@ -73,7 +74,7 @@ class MNISTClassifier(nn.Module):
     """
     # The default precision of an accelerator (TF32, bfloat16) would make a
     # metric depend on the machine.
-    options = {
+    options: dict[str, Any] = {
       "precision": jax.lax.Precision.HIGHEST,
       "kernel_init": nn.initializers.he_normal(),
     }
@@ -169,4 +170,22 @@ def load_mnist_classifier(path: pathlib.Path = MNIST_WEIGHTS) -> Backbone:
   return Backbone("mnist", digest, apply)
 
 
-BACKBONES = {"mnist": load_mnist_classifier}
+@functools.cache
+def load_pixels() -> Backbone:
+  """No network: images at most 8x8, averaged down, as features.
+
+  They see colours and coarse shapes of any data set, so that any run has a
+  distance to watch; they say little about details.
+  """
+
+  @jax.jit
+  def apply(images: Images) -> tuple[Features, None]:
+    count, height, width, channels = images.shape
+    shape = (count, min(height, 8), min(width, 8), channels)
+    small = jax.image.resize(images, shape, "linear", antialias=True)
+    return small.reshape(count, -1), None
+
+  return Backbone("pixels", "none", apply)
+
+
+BACKBONES = {"mnist": load_mnist_classifier, "pixels": load_pixels}

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -113,7 +112,9 @@ def latents(
   def draw(key: Array) -> Array:
     if latent.distribution == "uniform":
       limit = 1.0 if truncation is None else truncation
-      return jax.random.uniform(key, (latent.size,), minval=-limit, maxval=limit)
+      return jax.random.uniform(
+        key, (latent.size,), minval=-limit, maxval=limit
+      )
     if truncation is None:
       return jax.random.normal(key, (latent.size,))
     return jax.random.truncated_normal(

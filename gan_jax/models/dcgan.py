@@ -6,6 +6,8 @@ two stages of the defaults and 28x28 images it is the textbook's pair: dense
 to 7x7x128, transposed convolutions to 14x14x64 and 28x28x1; and back.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,7 +55,7 @@ class Generator(nn.Module):
       x = layers.norm(self.norm, train, self.dtype, f"norm_{stage}")(x)
       x = layers.ACTIVATIONS[self.activation](x)
       last = stage == len(outputs) - 1
-      shared = {
+      shared: dict[str, Any] = {
         "use_bias": bias or last,
         "kernel_init": init,
         "dtype": self.dtype,

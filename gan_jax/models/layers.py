@@ -14,7 +14,7 @@ import jax.numpy as jnp
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "relu": nn.relu,
   "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=0.2),
   "elu": nn.elu,
@@ -26,7 +26,10 @@ ACTIVATIONS = {
 }
 
 # Both have the range [-1, 1] of the images: 2 sigmoid(x) - 1 = tanh(x / 2).
-OUTPUTS = {"tanh": jnp.tanh, "sigmoid": lambda x: jnp.tanh(x / 2)}
+OUTPUTS: dict[str, Callable[[Array], Array]] = {
+  "tanh": jnp.tanh,
+  "sigmoid": lambda x: jnp.tanh(x / 2),
+}
 
 
 def _same_padding(kernel: int, stride: int) -> tuple[int, int]:
