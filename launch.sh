@@ -66,26 +66,13 @@ set_up() {
   echo "$want" >"$stamp"
 }
 
-# Opens a picture where there is a screen.
-show() {
-  [ -f "$1" ] || return 0
-  if command -v open >/dev/null && [ "$(uname)" = Darwin ]; then
-    open "$1"
-  elif [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ] && command -v xdg-open >/dev/null; then
-    xdg-open "$1" >/dev/null 2>&1 || true
-  else
-    echo "look at $PWD/$1"
-  fi
-}
-
 command=${1:-mnist}
 [ $# -gt 0 ] && shift
 jax_extra=$(accelerator)
 case $command in
 mnist)
   set_up $jax_extra
-  "$VENV/bin/python" -m gan_jax.main --config=experiments/mnist.py
-  show runs/mnist/samples.png
+  exec "$VENV/bin/python" -m gan_jax.main --config=experiments/mnist.py --show
   ;;
 train)
   [ $# -gt 0 ] || die "expected ./launch.sh train experiments/NAME.py [...]"

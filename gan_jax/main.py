@@ -5,6 +5,8 @@ python -m gan_jax.main --config=experiments/mnist.py
 """
 
 import os
+import sys
+import webbrowser
 from collections.abc import Sequence
 
 from gan_jax import config as config_lib
@@ -20,6 +22,9 @@ def main(argv: Sequence[str]) -> int:
       "Folder of the run; without it runs/NAME of experiments/NAME.py.",
       flag_values=values,
     )
+    flags.DEFINE_bool(
+      "show", False, "Open the samples in the end.", flag_values=values
+    )
 
   values = config_lib.parse(argv, define)
   workdir = values.workdir or default_workdir(argv)
@@ -28,7 +33,17 @@ def main(argv: Sequence[str]) -> int:
   config_lib.use_compilation_cache()
   from gan_jax import train
 
-  return train.train(values.config, workdir, argv)
+  code = train.train(values.config, workdir, argv)
+  if values.show:
+    show(os.path.join(workdir, "samples.png"))
+  return code
+
+
+def show(path: str) -> None:
+  """Opens a picture, where there is a screen to see it on."""
+  screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+  if os.path.exists(path) and (screen or sys.platform in ("darwin", "win32")):
+    webbrowser.open(f"file://{os.path.abspath(path)}")
 
 
 def default_workdir(argv: Sequence[str]) -> str:

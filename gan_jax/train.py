@@ -69,6 +69,10 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
   if restored:
     start, state = restored.step, restored.state
     progress |= restored.progress
+    if progress["done"]:
+      _draw_ended(workdir, start)
+      print(f"{workdir} has ended at step {start}; nothing is left to do")
+      return 0
     print(f"going on with {workdir} from step {start}")
   else:
     start, state = 0, init(config.seed)
@@ -142,6 +146,7 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
         log.row("evaluate", step, step * num * draws, **row)
         meter.write(f"step {step}: {_line(row)}")
         quality = _watch(config, step, row, progress)
+        to_save = to_save or progress["best_step"] == step
       progress["done"] = progress["done"] or last
       if to_draw or progress["done"]:
         _draw_fixed(
@@ -168,15 +173,10 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
     print(f"stopped by SIGTERM at step {step}, saved; the same command goes on")
     return 0
   _draw_ended(workdir, step)
-  why = (
-    ""
-    if step == config.steps
-    else (
-      f", converged: {config.evaluate.watch} was best at step "
-      f"{progress['best_step']}"
-    )
-  )
-  print(f"ended at step {step}{why}; samples in {workdir}/samples.png")
+  if step < config.steps:
+    best = f"{config.evaluate.watch} was best at step {progress['best_step']}"
+    print(f"converged: {best}")
+  print(f"ended at step {step}; samples in {workdir}/samples.png")
   return 0
 
 

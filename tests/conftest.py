@@ -24,9 +24,9 @@ def compilation_cache(tmp_path_factory):
 
   folder = str(tmp_path_factory.mktemp("compiled"))
   jax.config.update("jax_compilation_cache_dir", folder)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +74,10 @@ def tiny(images_npz):
 
 def overrides(config):
   """The flags that turn experiments/mnist.py into `config`."""
-  from gan_jax.config import flatten
+  from gan_jax.config import flatten, load_experiment
 
-  base = flatten(base_config().to_dict())
+  mnist = load_experiment(str(ROOT / "experiments" / "mnist.py"))
+  base = flatten(mnist.to_dict())
   return [
     f"--config.{key}={value}"
     for key, value in flatten(config.to_dict()).items()

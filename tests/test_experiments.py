@@ -7,7 +7,7 @@ from gan_jax import config as config_lib
 from gan_jax import report, train
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
-VARIANTS = {"mnist": ("", "upsample", "pool", "minimax")}
+VARIANTS = {"mnist": ("", "radford", "upsample", "pool", "minimax")}
 CASES = [
   (path, variant)
   for path in FILES

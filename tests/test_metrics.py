@@ -365,7 +365,7 @@ class TestMNISTBackbone:
     flipped[len(flipped) // 2] ^= 255
     # The first member's compressed bytes; a block of type 3 does not exist.
     garbled[30 + sum(struct.unpack("<HH", content[26:30]))] = 255
-    damaged = {"cut": content[:5000], "empty": b""}
+    damaged = {"cut": content[:5000], "empty": b"", "text": b"no weights"}
     damaged |= {"flipped": flipped, "garbled": garbled}
     for name, part in damaged.items():
       path = tmp_path / f"{name}.npz"
@@ -398,6 +398,23 @@ class TestMNISTBackbone:
     np.testing.assert_allclose(
       modes.class_shares(probabilities), np.bincount(labels) / 1e4, atol=2e-3
     )
+
+
+class TestPixelsBackbone:
+  def test_small_images_are_their_own_features(self):
+    images = jax.random.uniform(jax.random.key(0), (3, 4, 8, 3), minval=-1)
+    values, probabilities = features.BACKBONES["pixels"]().apply(images)
+    np.testing.assert_allclose(values, images.reshape(3, -1), atol=1e-6)
+    assert probabilities is None
+
+  def test_large_images_are_averaged_down(self):
+    # Left half white, right half black, with fine dots that vanish.
+    images = jnp.ones((1, 64, 64, 1)).at[:, :, 32:].set(-1.0)
+    images = images.at[:, ::8, 40::8].set(1.0)
+    values, _ = features.BACKBONES["pixels"]().apply(images)
+    rows = values.reshape(8, 8)
+    np.testing.assert_allclose(rows[:, :3], 1, atol=1e-5)
+    np.testing.assert_allclose(rows[1:-1, 5:-1], 2 / 64 - 1, atol=0.02)
 
 
 class TestTraining:
@@ -440,7 +457,8 @@ class TestTraining:
     assert "test: accuracy" in capsys.readouterr().out
     features.load_params(paths[0])
 
-  def test_refuses_arguments(self, tmp_path):
+  def test_refuses_arguments(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "load_arrays", None)  # Never reached.
     with pytest.raises(UserError, match="at least 1"):
       trainer.main(["", "--epochs=0"])
     with pytest.raises(UserError, match="no folder"):

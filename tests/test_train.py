@@ -60,7 +60,10 @@ def test_a_run_leaves_what_it_should(tiny, tmp_path):
     "samples/walk-6.png",
   } <= found
   assert any(name.startswith("tensorboard/events") for name in found)
-  assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "4", "6"]
+  # Every second step, and the best of the evaluations at 3 and 6.
+  saved = {int(name) for name in os.listdir(tmp_path / "checkpoints")}
+  best = min(rows(tmp_path, "evaluate"), key=lambda row: row["frechet"])
+  assert saved == {2, 4, 6} | {best["step"]}
   train_rows = rows(tmp_path, "train")
   assert [row["step"] for row in train_rows] == [2, 4, 6]
   assert [row["images_seen"] for row in train_rows] == [16, 32, 48]
