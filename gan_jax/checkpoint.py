@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
@@ -19,6 +20,9 @@ from orbax.checkpoint import v1 as ocp
 from gan_jax.config import UserError
 
 Array = jax.Array
+
+# Orbax logs the tracebacks of what it raises; the user is told once.
+absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 class Restored(NamedTuple):

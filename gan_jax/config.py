@@ -82,6 +82,9 @@ def base_config() -> ml_collections.ConfigDict:
   config.model.discriminator.norm = "batch"
   config.model.discriminator.init_std = 0.02
 
+  config.batch_norm = ml_collections.ConfigDict()
+  config.batch_norm.together = False  # Real and fake as one batch through D.
+
   config.loss = ml_collections.ConfigDict()
   config.loss.name = "non_saturating"
   config.loss.label_smoothing = 0.0  # One-sided: real labels are 1 - this.

@@ -135,7 +135,8 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   then one of G against the updated D (Goodfellow et al. 2014, algorithm 1),
   or against the old one with `simultaneous`. Each player's update sees the
   other's parameters and statistics and leaves both as they are. Real and
-  fake examples pass D apart, so each has its own batch statistics.
+  fake examples pass D apart, each with its own batch statistics, or with
+  `batch_norm.together` as one batch, whose statistics both share.
 
   `batch["image"]`: uint8, (n_critic, batch size, height, width, channels).
 
@@ -147,6 +148,20 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   num, n_critic = config.batch_size, config.n_critic
   generator, discriminator = pair
 
+  def judge(params, variables, real, fake, keys):
+    """(real logits, fake logits, D's new collections)."""
+    if config.batch_norm.together:
+      both = jnp.concatenate([real, fake])
+      logits, variables = apply(discriminator, params, variables, both, keys[0])
+      return logits[: len(real)], logits[len(real) :], variables
+    real_logits, variables = apply(
+      discriminator, params, variables, real, keys[0]
+    )
+    fake_logits, variables = apply(
+      discriminator, params, variables, fake, keys[1]
+    )
+    return real_logits, fake_logits, variables
+
   def update_discriminator(player, opponent, hyper, step, real, key):
     latent_key, g_key, real_key, fake_key = jax.random.split(key, 4)
     z = latents(latent_key, num, config.latent)
@@ -154,14 +169,11 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
     smoothed = losses.smooth_labels(loss, hyper["label_smoothing"])
 
     def objective(params):
-      logits, variables = apply(
-        discriminator, params, player.variables, real, real_key
+      real_logits, fake_logits, variables = judge(
+        params, player.variables, real, fake, (real_key, fake_key)
       )
-      fake_logits, variables = apply(
-        discriminator, params, variables, fake, fake_key
-      )
-      value = smoothed.discriminator(logits, fake_logits).mean()
-      return value, (variables, logits, fake_logits)
+      value = smoothed.discriminator(real_logits, fake_logits).mean()
+      return value, (variables, real_logits, fake_logits)
 
     (value, aux), gradients = jax.value_and_grad(objective, has_aux=True)(
       player.params
@@ -186,15 +198,17 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   def update_generator(player, opponent, hyper, step, real, key):
     latent_key, g_key, real_key, fake_key = jax.random.split(key, 4)
     z = latents(latent_key, num, config.latent)
-    # Needed by losses that compare real with fake; dead code for the others.
-    real_logits, _ = apply(
-      discriminator, opponent.params, opponent.variables, real, real_key
-    )
 
     def objective(params):
       fake, variables = apply(generator, params, player.variables, z, g_key)
-      fake_logits, _ = apply(
-        discriminator, opponent.params, opponent.variables, fake, fake_key
+      # For the losses that compare real with fake. For the others the real
+      # pass is dead code, unless batch statistics join the two.
+      real_logits, fake_logits, _ = judge(
+        opponent.params,
+        opponent.variables,
+        real,
+        fake,
+        (real_key, fake_key),
       )
       return loss.generator(real_logits, fake_logits).mean(), variables
 

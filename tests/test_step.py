@@ -215,9 +215,9 @@ def test_gradients_of_the_game_against_finite_differences(tiny):
         moved = jax.tree.map(lambda p, v: p + t * v, players[player], direction)
         return value(players | {player: moved}, player)
 
-      # Not smaller: networks hand over float32.
-      difference = (along(3e-3) - along(-3e-3)) / 6e-3
-      np.testing.assert_allclose(slope, difference, rtol=1e-3, atol=1e-4)
+      difference = (along(1e-6) - along(-1e-6)) / 2e-6
+      assert slope.dtype == jnp.float64
+      np.testing.assert_allclose(slope, difference, rtol=1e-6)
 
 
 def test_no_recompilation_and_hyperparameters_are_not_constants(tiny):

@@ -40,11 +40,11 @@ class Generator(nn.Module):
   def __call__(self, z: Array, train: bool) -> Array:
     init = nn.initializers.normal(self.init_std)
     side = self.size // 2 ** len(self.widths)
-    # A bias before batch normalisation would be subtracted again.
+    # Batch normalisation would subtract the bias of a convolution again; that
+    # of the dense layer differs from place to place and stays.
     bias = self.norm == "none"
     x = nn.Dense(
       side * side * self.widths[0],
-      use_bias=bias,
       kernel_init=init,
       dtype=self.dtype,
       name="dense",
@@ -66,7 +66,7 @@ class Generator(nn.Module):
       else:
         x = layers.upsample(x, self.upsampling)
         x = nn.Conv(width, (self.kernel, self.kernel), **shared)(x)
-    return layers.OUTPUTS[self.output](x.astype(jnp.float32))
+    return layers.OUTPUTS[self.output](layers.at_least_float32(x))
 
 
 class Discriminator(nn.Module):
@@ -107,4 +107,4 @@ class Discriminator(nn.Module):
       x = layers.ACTIVATIONS[self.activation](x)
     x = x.reshape(x.shape[0], -1)
     x = nn.Dense(1, kernel_init=init, dtype=self.dtype, name="dense")(x)
-    return x[:, 0].astype(jnp.float32)
+    return layers.at_least_float32(x[:, 0])

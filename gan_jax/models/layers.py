@@ -112,6 +112,11 @@ class ConvTranspose(nn.Module):
     return y
 
 
+def at_least_float32(x: Array) -> Array:
+  """Images and logits leave a network of any dtype in no less."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def upsample(x: Array, method: str) -> Array:
   """(n, h, w, c) to (n, 2h, 2w, c); method: nearest or bilinear."""
   n, h, w, c = x.shape

@@ -49,7 +49,7 @@ class Generator(nn.Module):
       dtype=self.dtype,
       name="output",
     )(x)
-    x = layers.OUTPUTS[self.output](x.astype(jnp.float32))
+    x = layers.OUTPUTS[self.output](layers.at_least_float32(x))
     return x.reshape(-1, *shape)
 
 
@@ -81,4 +81,4 @@ class Discriminator(nn.Module):
       x = x.reshape(-1, width, self.pieces).max(axis=-1)
       x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x)
     x = nn.Dense(1, kernel_init=init, dtype=self.dtype, name="output")(x)
-    return x[:, 0].astype(jnp.float32)
+    return layers.at_least_float32(x[:, 0])

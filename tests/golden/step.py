@@ -29,6 +29,7 @@ def initial(rng):
 
   generator = {
     "dense/kernel": normal(LATENT, 4 * G_WIDTHS[0]),
+    "dense/bias": normal(4 * G_WIDTHS[0]),
     "conv_0/kernel": normal(4, 4, *G_WIDTHS),
     "conv_1/kernel": normal(4, 4, G_WIDTHS[1], 1),
     "conv_1/bias": normal(1),
@@ -66,7 +67,8 @@ def batch_norm(x, p, stats, name):
 
 
 def generate(p, stats, z):
-  x = (z @ p["dense/kernel"]).view(-1, 2, 2, G_WIDTHS[0]).permute(0, 3, 1, 2)
+  x = z @ p["dense/kernel"] + p["dense/bias"]
+  x = x.view(-1, 2, 2, G_WIDTHS[0]).permute(0, 3, 1, 2)
   for stage in range(2):
     x = torch.relu(batch_norm(x, p, stats, f"norm_{stage}"))
     kernel = p[f"conv_{stage}/kernel"].flip(0, 1).permute(2, 3, 0, 1)
