@@ -17,6 +17,7 @@ RADFORD = {"loss.label_smoothing": 0.0, "model.discriminator.kernel": 4}
 for _player in PLAYERS:
   RADFORD[f"optimizer.{_player}.learning_rate"] = 2e-4
   RADFORD[f"optimizer.{_player}.beta2"] = 0.999
+  RADFORD[f"optimizer.{_player}.schedule"] = "constant"
 VARIANTS = {
   "": {},
   "radford": RADFORD,
@@ -31,10 +32,11 @@ def get_config(arg=None):
   config.steps = 8000
   # With the base config's rates of 2e-4 the same digits need some ten times
   # as many steps.
-  config.optimizer.generator.learning_rate = 1e-3
-  config.optimizer.discriminator.learning_rate = 4e-3
+  config.optimizer.generator.learning_rate = 2e-3
+  config.optimizer.discriminator.learning_rate = 8e-3
   for player in PLAYERS:
     config.optimizer[player].beta2 = 0.99
+    config.optimizer[player].schedule = "linear"
   config.loss.label_smoothing = 0.1
   # Patches of 13 pixels instead of 10 before the last, linear layer.
   config.model.discriminator.kernel = 5
