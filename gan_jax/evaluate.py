@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gan_jax import command, report
 from gan_jax import config as config_lib
-from gan_jax import report
 from gan_jax.config import UserError
 
 # The names that a backbone's summary has; any can be watched.
@@ -146,7 +146,7 @@ def make_evaluator(
 
 
 def main(argv: Sequence[str]) -> int:
-  parser = config_lib.parser(__doc__)
+  parser = command.parser(__doc__)
   add = parser.add_argument
   add("--workdir", required=True, help="folder of the run")
   add("--num", type=int, default=10_000, help="samples, and real images")
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
 
   from gan_jax import data, models, sample
 
-  config_lib.use_compilation_cache()
+  command.use_compilation_cache()
   config, step, draw = sample.load_generator(
     args.workdir, args.weights, args.checkpoint
   )
@@ -219,4 +219,4 @@ def _print(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-  config_lib.run(main)
+  command.run(main)

@@ -9,7 +9,7 @@ import sys
 import webbrowser
 from collections.abc import Sequence
 
-from gan_jax import config as config_lib
+from gan_jax import command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,11 +26,11 @@ def main(argv: Sequence[str]) -> int:
       "show", False, "Open the samples in the end.", flag_values=values
     )
 
-  values = config_lib.parse(argv, define)
+  values = command.parse(argv, define)
   workdir = values.workdir or default_workdir(argv)
 
   # jax is imported only now: --help and a wrong flag do not wait for it.
-  config_lib.use_compilation_cache()
+  command.use_compilation_cache()
   from gan_jax import train
 
   code = train.train(values.config, workdir, argv)
@@ -48,10 +48,10 @@ def show(path: str) -> None:
 
 def default_workdir(argv: Sequence[str]) -> str:
   """runs/mnist for --config=experiments/mnist.py, runs/mnist-a for :a."""
-  file, _, argument = config_lib.config_argument(argv).partition(":")
+  file, _, argument = command.config_argument(argv).partition(":")
   name = os.path.splitext(os.path.basename(file))[0]
   return os.path.join("runs", f"{name}-{argument}" if argument else name)
 
 
 if __name__ == "__main__":
-  config_lib.run(main)
+  command.run(main)

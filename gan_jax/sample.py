@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from gan_jax import command, pictures, report
 from gan_jax import config as config_lib
-from gan_jax import pictures, report
 from gan_jax.config import UserError
 
 
@@ -96,7 +96,7 @@ def load_generator(workdir: str, weights: str, which: str):
 
 
 def main(argv: Sequence[str]) -> int:
-  parser = config_lib.parser(__doc__)
+  parser = command.parser(__doc__)
   add = parser.add_argument
   add("--workdir", required=True, help="folder of the run")
   add("--out", required=True, help=".png, .npz, .gif, or a folder")
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
 
   from gan_jax import models
 
-  config_lib.use_compilation_cache()
+  command.use_compilation_cache()
   config, step, draw = load_generator(
     args.workdir, args.weights, args.checkpoint
   )
@@ -180,4 +180,4 @@ def _check(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-  config_lib.run(main)
+  command.run(main)

@@ -13,6 +13,7 @@ import numpy as np
 
 from gan_jax import (
   checkpoint,
+  command,
   data,
   evaluate,
   losses,
@@ -116,7 +117,7 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
         f"checkpoint: {checkpoint.last_good(checkpoints)}"
       )
     if step == start + 1:
-      seconds = round(time.monotonic() - config_lib.STARTED, 2)
+      seconds = round(time.monotonic() - command.STARTED, 2)
       report.note(workdir, seconds_to_first_step=seconds)
     meter.add(step, values)
 

@@ -74,7 +74,8 @@ def tiny(images_npz):
 
 def overrides(config):
   """The flags that turn experiments/mnist.py into `config`."""
-  from gan_jax.config import flatten, load_experiment
+  from gan_jax.command import load_experiment
+  from gan_jax.config import flatten
 
   mnist = load_experiment(str(ROOT / "experiments" / "mnist.py"))
   base = flatten(mnist.to_dict())

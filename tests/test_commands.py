@@ -15,7 +15,7 @@ from conftest import ROOT, command, overrides
 from PIL import Image, ImageSequence
 from test_train import final_bits
 
-from gan_jax.config import load_experiment
+from gan_jax.command import load_experiment
 
 MAIN = [sys.executable, "-m", "gan_jax.main"]
 CONFIG = "--config=experiments/mnist.py"

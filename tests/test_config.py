@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from gan_jax import command
 from gan_jax import config as config_lib
 from gan_jax.config import UserError, base_config
 
@@ -14,7 +15,7 @@ MNIST = str(ROOT / "experiments" / "mnist.py")
 
 
 def parse(*flags):
-  return config_lib.parse(["main", *flags], lambda values: None).config
+  return command.parse(["main", *flags], lambda values: None).config
 
 
 def test_overrides_and_variants():
@@ -130,8 +131,8 @@ def test_a_corrupt_run_config_is_one_line(tmp_path, text):
 
 def test_checks_do_not_import_jax():
   code = (
-    "import sys; from gan_jax import config, main;"
-    f"config.parse(['main', '--config={MNIST}'], lambda v: None);"
+    "import sys; from gan_jax import command, main;"
+    f"command.parse(['main', '--config={MNIST}'], lambda v: None);"
     "sys.exit(any(m in sys.modules for m in"
     " ('jax', 'flax', 'tensorflow', 'tensorflow_datasets')))"
   )

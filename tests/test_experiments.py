@@ -3,8 +3,8 @@
 import pytest
 from conftest import ROOT, shrink
 
+from gan_jax import command, report, train
 from gan_jax import config as config_lib
-from gan_jax import report, train
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 VARIANTS = {"mnist": ("", "radford", "upsample", "pool", "minimax")}
@@ -19,7 +19,7 @@ CASES = [
   "path, variant", CASES, ids=[f"{p.stem}:{v}" for p, v in CASES]
 )
 def test_two_tiny_steps(path, variant, images_npz, tmp_path):
-  config = config_lib.load_experiment(str(path), variant or None)
+  config = command.load_experiment(str(path), variant or None)
   config_lib.validate(config)
   shrink(config, images_npz)
   config.data.channels = 1

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gan_jax import config
+from gan_jax.command import run
+from gan_jax.config import UserError
 
 
 def _refuse(message: str) -> NoReturn:
-  raise config.UserError(
+  raise UserError(
     f"{' '.join(message.split())}; see `python -m gan_jax.data --help`"
   )
 
@@ -65,4 +66,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  config.run(main)
+  run(main)

@@ -282,7 +282,7 @@ def _explain(name: str, error: Exception) -> Exception:
       "--manual_dir=DIR with its official archives"
     )
   if isinstance(error, OSError) and error.strerror:
-    return error  # A full disk: config.run tells it.
+    return error  # A full disk: command.run tells it.
   return UserError(f"TFDS could not prepare {name}: {kind}: {text[:300]}")
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 from flax import traverse_util
 
-from gan_jax.config import UserError, base_config, run
+from gan_jax.command import run
+from gan_jax.config import UserError, base_config
 from gan_jax.metrics.features import MNIST_WEIGHTS, SIZE, MNISTClassifier
 
 BATCH = 128
