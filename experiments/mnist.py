@@ -13,11 +13,10 @@ Variants, as --config=experiments/mnist.py:NAME:
 from gan_jax.config import base_config, choose
 
 PLAYERS = ("generator", "discriminator")
-RADFORD = {"loss.label_smoothing": 0.0, "model.discriminator.kernel": 4}
+RADFORD = {"loss.label_smoothing": 0.0, "model.discriminator.kernels": (4,)}
 for _player in PLAYERS:
   RADFORD[f"optimizer.{_player}.learning_rate"] = 2e-4
   RADFORD[f"optimizer.{_player}.beta2"] = 0.999
-  RADFORD[f"optimizer.{_player}.schedule"] = "constant"
 VARIANTS = {
   "": {},
   "radford": RADFORD,
@@ -32,13 +31,13 @@ def get_config(arg=None):
   config.steps = 8000
   # With the base config's rates of 2e-4 the same digits need some ten times
   # as many steps.
-  config.optimizer.generator.learning_rate = 2e-3
-  config.optimizer.discriminator.learning_rate = 8e-3
+  config.optimizer.generator.learning_rate = 1e-3
+  config.optimizer.discriminator.learning_rate = 4e-3
   for player in PLAYERS:
     config.optimizer[player].beta2 = 0.99
-    config.optimizer[player].schedule = "linear"
   config.loss.label_smoothing = 0.1
-  # Patches of 13 pixels instead of 10 before the last, linear layer.
-  config.model.discriminator.kernel = 5
+  # The last layer is linear: what a patch before it cannot see together, D
+  # cannot judge together. A patch is 9 + 2 (5 - 1) = 17 pixels high.
+  config.model.discriminator.kernels = (9, 5)
   config.update_from_flattened_dict(choose("variant", arg or "", VARIANTS))
   return config

@@ -66,7 +66,7 @@ def base_config() -> ml_collections.ConfigDict:
   config.model.generator.init_std = 0.02
   config.model.discriminator = ml_collections.ConfigDict()
   config.model.discriminator.widths = (64, 128)
-  config.model.discriminator.kernel = 4
+  config.model.discriminator.kernels = (4,)  # The last one repeats.
   config.model.discriminator.pooling = "stride"  # max, average.
   config.model.discriminator.activation = "leaky_relu"
   config.model.discriminator.norm = "batch"

@@ -224,7 +224,7 @@ def test_latent_distributions(distribution, truncation, deviation, limit):
     ({"data.size": 30}, "expected a multiple of 4, such as 28"),
     ({"model.generator.upsampling": "nearst"}, "did you mean 'nearest'"),
     ({"model.discriminator.widths": (0, 4)}, "whole numbers above 0"),
-    ({"model.discriminator.kernel": 0}, "expected a number above 0"),
+    ({"model.generator.kernel": 0}, "expected a number above 0"),
     ({"model.generator.kernel": 2.5}, "expected a int"),
   ],
 )
@@ -249,3 +249,16 @@ def test_missing_fields_are_filled_in():
   config.lock()
   models.build(config)
   assert config.model.generator.kernel == 4
+
+
+def test_each_stage_has_its_kernel_and_the_last_repeats():
+  config = base_config()
+  config.data.size = 32
+  config.model.generator.widths = (6, 5, 4)
+  config.model.discriminator.widths = (4, 5, 6)
+  config.model.discriminator.kernels = (9, 5)
+  _, discriminator = models.build(config)
+  x = jnp.zeros((2, 32, 32, 1))
+  params = discriminator.init(jax.random.key(0), x, train=False)["params"]
+  kernels = [params[f"conv_{stage}"]["kernel"].shape for stage in range(3)]
+  assert kernels == [(9, 9, 1, 4), (5, 5, 4, 5), (5, 5, 5, 6)]

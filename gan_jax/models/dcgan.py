@@ -74,11 +74,12 @@ class Discriminator(nn.Module):
 
   Each stage halves the height, by a stride of 2 (`pooling="stride"`) or by a
   convolution of stride 1 with 2x2 max or average pooling. The sigmoid of
-  D(x) is in the loss and in `losses.probability`.
+  D(x) is in the loss and in `losses.probability`. Stage i has the i-th of
+  `kernels`, or the last where there are fewer.
   """
 
   widths: tuple[int, ...] = (64, 128)
-  kernel: int = 4
+  kernels: tuple[int, ...] = (4,)
   pooling: str = "stride"
   activation: str = "leaky_relu"
   norm: str = "batch"
@@ -90,9 +91,10 @@ class Discriminator(nn.Module):
     init = nn.initializers.normal(self.init_std)
     stride = 2 if self.pooling == "stride" else 1
     for stage, width in enumerate(self.widths):
+      kernel = self.kernels[min(stage, len(self.kernels) - 1)]
       x = nn.Conv(
         width,
-        (self.kernel, self.kernel),
+        (kernel, kernel),
         (stride, stride),
         use_bias=self.norm == "none",
         kernel_init=init,
