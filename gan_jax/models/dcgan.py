@@ -34,7 +34,7 @@ class Generator(nn.Module):
   output: str = "tanh"
   norm: str = "batch"
   init_std: float = 0.02
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, z: Array, train: bool) -> Array:
@@ -84,7 +84,7 @@ class Discriminator(nn.Module):
   activation: str = "leaky_relu"
   norm: str = "batch"
   init_std: float = 0.02
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:

@@ -6,6 +6,7 @@ else; its parameters are those of `nn.ConvTranspose` whichever form runs.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -95,7 +96,7 @@ class ConvTranspose(nn.Module):
   kernel: int
   stride: int = 2
   use_bias: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
   kernel_init: Callable = nn.initializers.lecun_normal()
 
   @nn.compact
@@ -126,7 +127,7 @@ def upsample(x: Array, method: str) -> Array:
   return jax.image.resize(x, (n, 2 * h, 2 * w, c), method)
 
 
-def norm(kind: str, train: bool, dtype: jnp.dtype, name: str) -> Callable:
+def norm(kind: str, train: bool, dtype: Any, name: str) -> Callable:
   """Normalisation by name, `batch` or `none`, as a function of x.
 
   Batch: y = scale (x - mean) / sqrt(var + 1e-5) + bias over all axes but the

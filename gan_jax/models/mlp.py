@@ -5,6 +5,8 @@ The paper's latents are uniform; its data are in [0, 1] behind a sigmoid,
 which is the sigmoid here, moved to the [-1, 1] of all images.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ class Generator(nn.Module):
   activation: str = "relu"
   output: str = "sigmoid"
   init_range: float = 0.05
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, z: Array, train: bool) -> Array:
@@ -64,7 +66,7 @@ class Discriminator(nn.Module):
   input_dropout: float = 0.2
   hidden_dropout: float = 0.5
   init_range: float = 0.005
-  dtype: jnp.dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
