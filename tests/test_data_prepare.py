@@ -73,6 +73,9 @@ def killed(tmp_path_factory):
   """A folder in which a preparation was killed half-way."""
   folder = tmp_path_factory.mktemp("tfds")
   arguments = ["prepare", "mnist", "--manual_dir", ARCHIVES]
+  # A job in the background of a shell ignores SIGINT, and so do its children,
+  # unless this process handles it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   for stop in (signal.SIGINT, signal.SIGKILL):
     process = subprocess.Popen(
       [*COMMAND, *map(str, arguments), "--data_dir", str(folder)],

@@ -208,10 +208,9 @@ def _read_digits(static: str, data_config: Any, split: str) -> Dataset:
     )
   try:
     with Image.open(os.path.join(static, "mnist_images.png")) as image:
-      pixels = np.asarray(image)
-    one_hot = np.fromfile(os.path.join(static, "mnist_labels_uint8"), np.uint8)
-    pixels = pixels.reshape(65_000, 28, 28)
-    one_hot = one_hot.reshape(65_000, 10)
+      pixels = np.asarray(image).reshape(65_000, 28, 28)
+    labels = np.fromfile(os.path.join(static, "mnist_labels_uint8"), np.uint8)
+    one_hot = labels.reshape(65_000, 10)
   except (OSError, ValueError, SyntaxError) as error:
     raise UserError(
       f"the package {DIGITS} in {static!r} is damaged; install it again by "
