@@ -36,9 +36,14 @@ def base_config() -> ml_collections.ConfigDict:
   config.seed = 0
   config.steps = 6000  # Generator updates.
   config.batch_size = 64  # Examples in each update, over all devices.
-  config.precision = "float32"  # Of the networks; parameters are float32.
+  # Of the networks; mixed: only products in bfloat16. Parameters, statistics
+  # and losses are float32.
+  config.precision = "float32"
   config.n_critic = 1  # Discriminator updates before each generator update.
   config.simultaneous = False  # Both players move from the old parameters.
+  config.share_fakes = False  # G's update reuses the last D update's fakes.
+  config.steps_per_call = 1  # In one program, where that is not slower.
+  config.remat = False  # Activations are computed again, not kept.
 
   config.data = ml_collections.ConfigDict()
   config.data.name = "mnist"  # Or fashion_mnist, tfds:NAME, folder:, npz:.
@@ -117,7 +122,7 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 CHOICES = {
-  "precision": ("float32", "bfloat16"),
+  "precision": ("float32", "bfloat16", "mixed"),
   "data.channels": (1, 3),
   "data.fit": ("crop", "stretch", "pad"),
   "data.delivery": ("auto", "resident", "stream"),
@@ -133,6 +138,7 @@ RANGES = {
   "steps": (1, 2**31 - 1, True),
   "batch_size": (1, _INFINITY, True),
   "n_critic": (1, _INFINITY, True),
+  "steps_per_call": (1, _INFINITY, True),
   "data.size": (4, _INFINITY, True),
   "data.resident_mb": (0, _INFINITY, True),
   "latent.size": (1, _INFINITY, True),

@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
   # jax is imported only now: --help and a wrong flag do not wait for it.
   command.use_compilation_cache()
+  command.keep_memory()
   from gan_jax import train
 
   code = train.train(values.config, workdir, argv)

@@ -222,6 +222,22 @@ def note(workdir: str, **values: Any) -> None:
   write_json(path, read_json(path) | values)
 
 
+def peak_memory_mb() -> dict[str, float]:
+  """The most memory that this process and its first device have held."""
+  import resource
+
+  import jax
+
+  # Linux counts in KiB, macOS in bytes.
+  unit = 1 if sys.platform == "darwin" else 1024
+  used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  peak = {"host": round(used / 2**20, 1)}
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in stats:
+    peak["device"] = round(stats["peak_bytes_in_use"] / 2**20, 1)
+  return peak
+
+
 def _commit() -> str | None:
   """The commit of the code, with "+changes" where it was edited."""
   folder = os.path.dirname(os.path.abspath(__file__))

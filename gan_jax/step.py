@@ -1,6 +1,7 @@
 """The mathematics of two players: their state and one adversarial step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,9 @@ def init(config: Any, pair: Pair, seed: int | Array) -> GANState:
 
 
 def to_unit(images: Array) -> Array:
-  """uint8 images in [0, 255] as float32 in [-1, 1]."""
+  """uint8 images in [0, 255] as float32 in [-1, 1]; other dtypes as they are."""
+  if images.dtype != jnp.uint8:
+    return images
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -116,16 +119,29 @@ def generate(generator: Any, weights: Any, z: Array) -> Array:
 
 
 def apply(
-  module: Any, params: Any, variables: Any, x: Array, key: Array
+  module: Any,
+  params: Any,
+  variables: Any,
+  x: Array,
+  key: Array,
+  remat: bool = False,
 ) -> tuple[Array, Any]:
-  """A network as in training; returns (output, new mutable collections)."""
-  return module.apply(
-    {"params": params, **variables},
-    x,
-    train=True,
-    mutable=list(variables),
-    rngs={"dropout": key},
-  )
+  """A network as in training; returns (output, new mutable collections).
+
+  With `remat` a gradient computes the activations again (Chen et al. 2016).
+  """
+
+  def forward(params, variables, x):
+    return module.apply(
+      {"params": params, **variables},
+      x,
+      train=True,
+      mutable=list(variables),
+      rngs={"dropout": key},
+    )
+
+  forward = jax.checkpoint(forward) if remat else forward
+  return forward(params, variables, x)
 
 
 def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
@@ -136,9 +152,11 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   or against the old one with `simultaneous`. Each player's update sees the
   other's parameters and statistics and leaves both as they are. Real and
   fake examples pass D apart, each with its own batch statistics, or with
-  `batch_norm.together` as one batch, whose statistics both share.
+  `batch_norm.together` as one batch, whose statistics both share. With
+  `share_fakes` G's update goes on from the generator's pass that made the
+  last fakes of D, instead of one on fresh latents.
 
-  `batch["image"]`: uint8, (n_critic, batch size, height, width, channels).
+  `batch["image"]`: uint8, or float in [-1, 1], (n_critic, batch size, height, width, channels).
 
   Metrics are float32 scalars: both losses, D(x) and D(G(z)) as
   probabilities, both gradient norms; and `nonfinite`, int32: the place in
@@ -146,26 +164,33 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   """
   loss = losses.LOSSES[config.loss.name]
   num, n_critic = config.batch_size, config.n_critic
-  generator, discriminator = pair
+  generator, discriminator = (
+    functools.partial(apply, module, remat=config.remat) for module in pair
+  )
 
   def judge(params, variables, real, fake, keys):
     """(real logits, fake logits, D's new collections)."""
     if config.batch_norm.together:
       both = jnp.concatenate([real, fake])
-      logits, variables = apply(discriminator, params, variables, both, keys[0])
+      logits, variables = discriminator(params, variables, both, keys[0])
       return logits[: len(real)], logits[len(real) :], variables
-    real_logits, variables = apply(
-      discriminator, params, variables, real, keys[0]
-    )
-    fake_logits, variables = apply(
-      discriminator, params, variables, fake, keys[1]
-    )
+    real_logits, variables = discriminator(params, variables, real, keys[0])
+    fake_logits, variables = discriminator(params, variables, fake, keys[1])
     return real_logits, fake_logits, variables
 
-  def update_discriminator(player, opponent, hyper, step, real, key):
-    latent_key, g_key, real_key, fake_key = jax.random.split(key, 4)
+  def draw_fakes(player, key):
+    """(fakes, G's new collections, the pull-back of a gradient to params)."""
+    latent_key, g_key, _, _ = jax.random.split(key, 4)
     z = latents(latent_key, num, config.latent)
-    fake, _ = apply(generator, opponent.params, opponent.variables, z, g_key)
+    fake, pull_back, variables = jax.vjp(
+      lambda params: generator(params, player.variables, z, g_key),
+      player.params,
+      has_aux=True,
+    )
+    return fake, variables, lambda d_fake: pull_back(d_fake)[0]
+
+  def update_discriminator(player, fake, hyper, step, real, key):
+    _, _, real_key, fake_key = jax.random.split(key, 4)
     smoothed = losses.smooth_labels(loss, hyper["label_smoothing"])
 
     def objective(params):
@@ -195,12 +220,11 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
     }
     return Player(params, variables, optimizer), metrics, gradients
 
-  def update_generator(player, opponent, hyper, step, real, key):
-    latent_key, g_key, real_key, fake_key = jax.random.split(key, 4)
-    z = latents(latent_key, num, config.latent)
+  def update_generator(player, fakes, opponent, hyper, step, real, key):
+    _, _, real_key, fake_key = jax.random.split(key, 4)
+    fake, variables, pull_back = fakes
 
-    def objective(params):
-      fake, variables = apply(generator, params, player.variables, z, g_key)
+    def objective(fake):
       # For the losses that compare real with fake. For the others the real
       # pass is dead code, unless batch statistics join the two.
       real_logits, fake_logits, _ = judge(
@@ -210,11 +234,10 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
         fake,
         (real_key, fake_key),
       )
-      return loss.generator(real_logits, fake_logits).mean(), variables
+      return loss.generator(real_logits, fake_logits).mean()
 
-    (value, variables), gradients = jax.value_and_grad(objective, has_aux=True)(
-      player.params
-    )
+    value, d_fake = jax.value_and_grad(objective)(fake)
+    gradients = pull_back(d_fake)
     params, optimizer = optim.update(
       config.optimizer.generator,
       hyper["generator"],
@@ -236,17 +259,16 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
     real = to_unit(batch["image"])
     new_d = state.discriminator
     for update in range(n_critic):
+      update_key = jax.random.fold_in(d_key, update)
+      fakes = draw_fakes(state.generator, update_key)
       new_d, metrics, d_gradients = update_discriminator(
-        new_d,
-        state.generator,
-        hyper,
-        state.step,
-        real[update],
-        jax.random.fold_in(d_key, update),
+        new_d, fakes[0], hyper, state.step, real[update], update_key
       )
+    if not config.share_fakes:
+      fakes = draw_fakes(state.generator, g_key)
     opponent = state.discriminator if config.simultaneous else new_d
     new_g, g_metrics, g_gradients = update_generator(
-      state.generator, opponent, hyper, state.step, real[-1], g_key
+      state.generator, fakes, opponent, hyper, state.step, real[-1], g_key
     )
     metrics |= g_metrics
     average = optim.average(

@@ -19,6 +19,7 @@ from gan_jax import (
   losses,
   models,
   optim,
+  parallel,
   pictures,
   report,
   sample,
@@ -92,8 +93,14 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
     batches = stream.to_device(
       stream.batches(dataset, draws, num, config.seed, start)
     )
-  run_step = jax.jit(run_step, donate_argnums=0)
   hyper = step_lib.hyperparameters(config)
+  block, run_block = config.steps_per_call, None
+  if batches is None and block > 1:
+    abstract = jax.eval_shape(lambda *a: a, state, hyper, images)
+    if parallel.loops_well(run_step, *abstract):
+      run_block = parallel.make_many(run_step, block)
+      run_block = jax.jit(run_block, donate_argnums=0)
+  run_step = jax.jit(run_step, donate_argnums=0)
 
   # ---- Loop. Numbers are read two steps late: the device never waits.
   report.write_environment(
@@ -108,8 +115,14 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
   under_way: collections.deque = collections.deque()
 
   def read_oldest() -> None:
-    step, metrics = under_way.popleft()
-    values = {k: v.item() for k, v in jax.device_get(metrics).items()}
+    last, metrics = under_way.popleft()
+    metrics = {k: np.atleast_1d(v) for k, v in jax.device_get(metrics).items()}
+    count = len(metrics["nonfinite"])
+    for i in range(count):
+      values = {k: v[i].item() for k, v in metrics.items()}
+      read(last - count + 1 + i, values)
+
+  def read(step: int, values: dict[str, Any]) -> None:
     bad = values.pop("nonfinite")
     if bad >= 0:
       raise UserError(
@@ -125,8 +138,12 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
   try:
     while step < config.steps and not progress["done"] and not stop:
       batch = images if batches is None else next(batches)
-      state, metrics = run_step(state, hyper, batch)
-      step += 1
+      if run_block and step % block == 0 and not _due_within(config, step):
+        state, metrics = run_block(state, hyper, batch)
+        step += block
+      else:
+        state, metrics = run_step(state, hyper, batch)
+        step += 1
       under_way.append((step, metrics))
       if len(under_way) > 2:
         read_oldest()
@@ -170,6 +187,7 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
     if batches is not None:
       batches.close()
   checkpoints.close()
+  report.note(workdir, peak_memory_mb=report.peak_memory_mb())
   if not progress["done"]:
     print(f"stopped by SIGTERM at step {step}, saved; the same command goes on")
     return 0
@@ -183,6 +201,19 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
 
 def _due(step: int, every: int, last: bool) -> bool:
   return every > 0 and (last or step % every == 0)
+
+
+def _due_within(config: Any, step: int) -> bool:
+  """Whether something is due inside the next block, before its last step."""
+  every = (
+    config.evaluate.every,
+    config.log.samples_every,
+    config.checkpoint.every,
+  )
+  block = config.steps_per_call
+  return step + block > config.steps or any(
+    e > 0 and step // e < (step + block - 1) // e for e in every
+  )
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
-"""Networks: shapes, parameter counts, and the transposed convolution."""
+"""Networks: shapes, parameter counts, variants."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,48 +130,6 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters():
   assert rough.dtype == jnp.float32
   difference = np.abs(rough - exact).max()
   assert 0 < difference < 0.05
-
-
-@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [4, 7])
-def test_transposed_convolution_is_flax(kernel, stride, size):
-  """Same parameters, values and gradients as nn.ConvTranspose."""
-  x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
-  ours = layers.ConvTranspose(5, kernel, stride)
-  theirs = nn.ConvTranspose(5, (kernel, kernel), (stride, stride))
-  variables = theirs.init(jax.random.key(1), x)
-  same = jax.tree.map(
-    lambda a, b: a.shape == b.shape, variables, ours.init(jax.random.key(1), x)
-  )
-  assert all(jax.tree.leaves(same))
-
-  def loss(module, variables, x):
-    return (module.apply(variables, x) ** 3).sum()
-
-  np.testing.assert_allclose(
-    ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
-  )
-  gradients = [
-    jax.grad(loss, (1, 2))(module, variables, x) for module in (ours, theirs)
-  ]
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
-    *gradients,
-  )
-
-
-def test_transposed_convolution_has_second_derivatives():
-  x = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
-  kernel = jax.random.normal(jax.random.key(1), (4, 4, 2, 3))
-
-  def penalty(transpose, kernel):
-    slope = jax.grad(lambda x: (transpose(x, kernel, 2) ** 3).sum())(x)
-    return (slope**2).sum()
-
-  ours = jax.grad(penalty, 1)(layers._cpu_transpose, kernel)
-  theirs = jax.grad(penalty, 1)(layers._native_transpose, kernel)
-  np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 def test_nearest_upsampling_repeats_pixels():

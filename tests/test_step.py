@@ -179,7 +179,8 @@ def test_gradients_of_the_game_against_finite_differences(tiny):
     tiny.model.generator.activation = "tanh"  # Smooth, for the differences.
     tiny.model.discriminator.activation = "tanh"
     pair = models.build(tiny)
-    pair = models.Pair(*(m.clone(dtype=jnp.float64) for m in pair))
+    double = {"dtype": jnp.float64, "between": jnp.float64}
+    pair = models.Pair(*(m.clone(**double) for m in pair))
     state = step_lib.init(tiny, pair, 0)
     to_double = lambda tree: jax.tree.map(jnp.float64, tree)  # noqa: E731
     rng = np.random.default_rng(1)
@@ -301,3 +302,88 @@ def test_dropout_is_on_in_training_only(tiny):
     for _ in range(2)
   ]
   assert not changed(*evaluated)
+
+
+def test_shared_fakes_are_those_of_the_last_discriminator_update(tiny):
+  """G's update by hand: J(G) and its gradient at D's own latents."""
+  tiny.share_fakes = True
+  tiny.n_critic = 2
+  tiny.optimizer.generator.name = "sgd"
+  tiny.optimizer.generator.beta1 = 0.0
+  tiny.optimizer.generator.learning_rate = 0.1
+  pair, state, hyper = build(tiny)
+  new, metrics = jax.jit(step_lib.make_step(tiny, pair))(
+    state, hyper, images(tiny)
+  )
+  d_key, _ = jax.random.split(jax.random.fold_in(state.key, 0))
+  latent_key, *_ = jax.random.split(jax.random.fold_in(d_key, 1), 4)
+  z = models.latents(latent_key, tiny.batch_size, tiny.latent)
+
+  def value(params):
+    key, old, opponent = latent_key, state.generator, new.discriminator
+    fake, _ = step_lib.apply(pair.generator, params, old.variables, z, key)
+    logits, _ = step_lib.apply(
+      pair.discriminator, opponent.params, opponent.variables, fake, key
+    )
+    return losses.non_saturating_generator(logits, logits).mean()
+
+  expected, gradient = jax.value_and_grad(value)(state.generator.params)
+  np.testing.assert_allclose(metrics["loss_generator"], expected, rtol=1e-5)
+  jax.tree.map(
+    lambda new, old, g: np.testing.assert_allclose(
+      new, old - 0.1 * g, rtol=1e-4, atol=1e-6
+    ),
+    new.generator.params,
+    state.generator.params,
+    gradient,
+  )
+
+
+def test_remat_changes_memory_not_numbers(tiny):
+  pair, state, hyper = build(tiny)
+  batch = images(tiny)
+  kept = jax.jit(step_lib.make_step(tiny, pair))(state, hyper, batch)
+  tiny.remat = True
+  again = step_lib.make_step(tiny, pair)
+  assert "remat" in str(jax.make_jaxpr(again)(state, hyper, batch))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    kept[1],
+    jax.jit(again)(state, hyper, batch)[1],
+  )
+
+
+@pytest.mark.parametrize(
+  "precision, products, between",
+  [
+    ("float32", "float32", "float32"),
+    ("bfloat16", "bfloat16", "bfloat16"),
+    ("mixed", "bfloat16", "float32"),
+  ],
+)
+def test_precision_is_of_products_and_of_what_is_between(
+  tiny, precision, products, between
+):
+  tiny.precision = precision
+  pair, state, hyper = build(tiny)
+  _, seen = pair.discriminator.apply(
+    {"params": state.discriminator.params, **state.discriminator.variables},
+    jnp.zeros((2, 8, 8, 1)),
+    train=False,
+    capture_intermediates=True,
+    mutable=["intermediates"],
+  )
+  seen = seen["intermediates"]
+  assert seen["conv_1"]["__call__"][0].dtype == products
+  assert seen["norm_1"]["__call__"][0].dtype == between
+  # Parameters, statistics, optimisers and all that is logged are float32.
+  new, metrics = jax.jit(step_lib.make_step(tiny, pair))(
+    state, hyper, images(tiny)
+  )
+  floats = [
+    leaf.dtype
+    for leaf in jax.tree.leaves((new, metrics))
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  ]
+  assert set(floats) == {jnp.dtype("float32")}
+  assert np.isfinite(metrics["loss_generator"])

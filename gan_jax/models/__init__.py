@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gan_jax.config import UserError, choose, nearest
-from gan_jax.models import dcgan, layers, mlp
+from gan_jax.models import dcgan, layers, mlp, resnet
 
 Array = jax.Array
 
@@ -20,10 +20,11 @@ class Pair(NamedTuple):
 MODELS = {
   "textbook": Pair(dcgan.Generator, dcgan.Discriminator),
   "mlp": Pair(mlp.Generator, mlp.Discriminator),
+  "resnet": Pair(resnet.Generator, resnet.Discriminator),
 }
 
 # Fields that the run decides; the others are the config's.
-_OF_THE_RUN = ("size", "channels", "dtype", "parent", "name")
+_OF_THE_RUN = ("size", "channels", "dtype", "between", "parent", "name")
 _CHOICES = {
   "upsampling": ("transposed", "nearest", "bilinear"),
   "pooling": ("stride", "max", "average"),
@@ -31,7 +32,12 @@ _CHOICES = {
   "activation": tuple(layers.ACTIVATIONS),
   "output": tuple(layers.OUTPUTS),
 }
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Of (products, what is between them); parameters and losses are float32.
+PRECISIONS = {
+  "float32": (jnp.float32, jnp.float32),
+  "bfloat16": (jnp.bfloat16, jnp.bfloat16),
+  "mixed": (jnp.bfloat16, jnp.float32),
+}
 
 
 def build(config: Any) -> Pair:
@@ -46,7 +52,13 @@ def build(config: Any) -> Pair:
       that the stages cannot halve to a whole number.
   """
   family = choose("model", config.model.name, MODELS)
-  shape = {"size": config.data.size, "channels": config.data.channels}
+  products, between = PRECISIONS[config.precision]
+  of_the_run = {
+    "size": config.data.size,
+    "channels": config.data.channels,
+    "dtype": products,
+    "between": between,
+  }
   modules = []
   for player, module in family._asdict().items():
     branch = config.model[player]
@@ -64,12 +76,11 @@ def build(config: Any) -> Pair:
       for name in free:
         if name not in branch:
           branch[name] = fields[name].default
-    given = {name: shape[name] for name in shape if name in fields}
+    given = {name: v for name, v in of_the_run.items() if name in fields}
     chosen = {name: branch[name] for name in free}
-    modules.append(module(dtype=DTYPES[config.precision], **given, **chosen))
+    modules.append(module(**given, **chosen))
   pair = Pair(*modules)
-  stages = len(getattr(pair.discriminator, "widths", ()))
-  stages = max(stages, len(getattr(pair.generator, "widths", ())))
+  stages = max(getattr(module, "halvings", 0) for module in pair)
   if config.data.size % 2**stages:
     low = max(1, config.data.size // 2**stages) * 2**stages
     raise UserError(

@@ -34,7 +34,12 @@ class Generator(nn.Module):
   output: str = "tanh"
   norm: str = "batch"
   init_std: float = 0.02
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # Of the products.
+  between: Any = jnp.float32  # Of what is between them.
+
+  @property
+  def halvings(self) -> int:
+    return len(self.widths)
 
   @nn.compact
   def __call__(self, z: Array, train: bool) -> Array:
@@ -52,7 +57,7 @@ class Generator(nn.Module):
     x = x.reshape(-1, side, side, self.widths[0])
     outputs = (*self.widths[1:], self.channels)
     for stage, width in enumerate(outputs):
-      x = layers.norm(self.norm, train, self.dtype, f"norm_{stage}")(x)
+      x = layers.norm(self.norm, train, self.between, f"norm_{stage}")(x)
       x = layers.ACTIVATIONS[self.activation](x)
       last = stage == len(outputs) - 1
       shared: dict[str, Any] = {
@@ -65,7 +70,7 @@ class Generator(nn.Module):
         x = layers.ConvTranspose(width, self.kernel, **shared)(x)
       else:
         x = layers.upsample(x, self.upsampling)
-        x = nn.Conv(width, (self.kernel, self.kernel), **shared)(x)
+        x = layers.Conv(width, self.kernel, **shared)(x)
     return layers.OUTPUTS[self.output](layers.at_least_float32(x))
 
 
@@ -84,7 +89,12 @@ class Discriminator(nn.Module):
   activation: str = "leaky_relu"
   norm: str = "batch"
   init_std: float = 0.02
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # Of the products.
+  between: Any = jnp.float32  # Of what is between them.
+
+  @property
+  def halvings(self) -> int:
+    return len(self.widths)
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
@@ -92,10 +102,10 @@ class Discriminator(nn.Module):
     stride = 2 if self.pooling == "stride" else 1
     for stage, width in enumerate(self.widths):
       kernel = self.kernels[min(stage, len(self.kernels) - 1)]
-      x = nn.Conv(
+      x = layers.Conv(
         width,
-        (kernel, kernel),
-        (stride, stride),
+        kernel,
+        stride,
         use_bias=self.norm == "none",
         kernel_init=init,
         dtype=self.dtype,
@@ -105,7 +115,7 @@ class Discriminator(nn.Module):
         x = nn.max_pool(x, (2, 2), (2, 2))
       elif self.pooling == "average":
         x = nn.avg_pool(x, (2, 2), (2, 2))
-      x = layers.norm(self.norm, train, self.dtype, f"norm_{stage}")(x)
+      x = layers.norm(self.norm, train, self.between, f"norm_{stage}")(x)
       x = layers.ACTIVATIONS[self.activation](x)
     x = x.reshape(x.shape[0], -1)
     x = nn.Dense(1, kernel_init=init, dtype=self.dtype, name="dense")(x)

@@ -59,10 +59,12 @@ class Discriminator(nn.Module):
   """D: images (n, h, w, c) to logits (n,), by maxout layers with dropout.
 
   Maxout (Goodfellow et al. 2013): h = max over k `pieces` of x W_k + b_k.
+  One piece and an `activation` are an ordinary perceptron.
   """
 
   hidden: tuple[int, ...] = (240, 240)
   pieces: int = 5
+  activation: str = "identity"
   input_dropout: float = 0.2
   hidden_dropout: float = 0.5
   init_range: float = 0.005
@@ -81,6 +83,7 @@ class Discriminator(nn.Module):
         name=f"dense_{index}",
       )(x)
       x = x.reshape(-1, width, self.pieces).max(axis=-1)
+      x = layers.ACTIVATIONS[self.activation](x)
       x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x)
     x = nn.Dense(1, kernel_init=init, dtype=self.dtype, name="output")(x)
     return layers.at_least_float32(x[:, 0])
