@@ -135,6 +135,7 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
     meter.add(step, values)
 
   step, saved = start, start
+  begun, outside = time.monotonic(), 0.0
   try:
     while step < config.steps and not progress["done"] and not stop:
       batch = images if batches is None else next(batches)
@@ -173,7 +174,9 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
       if to_save or progress["done"]:
         checkpoint.save(checkpoints, step, state, progress, quality)
         saved = step
-      meter.pause(time.monotonic() - paused)
+      paused = time.monotonic() - paused
+      meter.pause(paused)
+      outside += paused
 
     # ---- End: all that was computed is read, drawn and on disk.
     while under_way:
@@ -187,7 +190,12 @@ def train(config: Any, workdir: str, argv: Sequence[str]) -> int:
     if batches is not None:
       batches.close()
   checkpoints.close()
-  report.note(workdir, peak_memory_mb=report.peak_memory_mb())
+  report.note(
+    workdir,
+    seconds_in_loop=round(time.monotonic() - begun, 2),
+    seconds_evaluating_drawing_saving=round(outside, 2),
+    peak_memory_mb=report.peak_memory_mb(),
+  )
   if not progress["done"]:
     print(f"stopped by SIGTERM at step {step}, saved; the same command goes on")
     return 0

@@ -106,11 +106,10 @@ def measure(options, threads, folder):
       check_losses(sides)
     matmul = Side("matmul", shared)
     sides.append(matmul)
+    counts = {"plain": max(1, steps // 4), "matmul": 5}
     for _ in range(options.repeats):
       for side in sides:
-        side.time(
-          max(1, steps // 4) if side.name in ("plain", "matmul") else steps
-        )
+        side.time(counts.get(side.name, steps))
   finally:
     for side in sides:
       side.close()
