@@ -96,7 +96,7 @@ def init(config: Any, pair: Pair, seed: int | Array) -> GANState:
 
 
 def to_unit(images: Array) -> Array:
-  """uint8 images in [0, 255] as float32 in [-1, 1]; other dtypes as they are."""
+  """uint8 images in [0, 255] as float32 in [-1, 1]; others as they are."""
   if images.dtype != jnp.uint8:
     return images
   return images.astype(jnp.float32) / 127.5 - 1.0
@@ -156,7 +156,8 @@ def make_step(config: Any, pair: Pair) -> Callable[..., tuple[Any, Any]]:
   `share_fakes` G's update goes on from the generator's pass that made the
   last fakes of D, instead of one on fresh latents.
 
-  `batch["image"]`: uint8, or float in [-1, 1], (n_critic, batch size, height, width, channels).
+  `batch["image"]`: uint8, or float32 in [-1, 1], (n_critic, batch size,
+  height, width, channels).
 
   Metrics are float32 scalars: both losses, D(x) and D(G(z)) as
   probabilities, both gradient norms; and `nonfinite`, int32: the place in
