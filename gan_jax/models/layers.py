@@ -89,13 +89,13 @@ FORM = "auto"
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, plan: Plan) -> Array:
-  tiles = _in_tiles(x, *kernel.shape[2:], plan)
+  tiles = _in_tiles(x, kernel.shape[2], kernel.shape[3], plan)
   return (winograd.convolve if tiles else _native)(x, kernel, plan)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _input_gradient(dy: Array, kernel: Array, plan: Plan) -> Array:
-  tiles = _in_tiles(dy, *kernel.shape[2:], plan)
+  tiles = _in_tiles(dy, kernel.shape[2], kernel.shape[3], plan)
   form = winograd.input_gradient if tiles else _native_input_gradient
   return form(dy, kernel, plan)
 
@@ -205,7 +205,8 @@ class Conv(_Convolution):
   def form(self, x: Array, kernel: Array) -> Array:
     pads = _pads(self.padding, x.shape[1:3], self.kernel, self.stride)
     if self.groups == 1 and _on_cpu():
-      plan = Plan(x.shape[1:3], kernel.shape[:2], self.stride, pads)
+      size, side = x.shape[1:3], self.kernel
+      plan = Plan((size[0], size[1]), (side, side), self.stride, pads)
       return _convolve(x, kernel, plan)
     return jax.lax.conv_general_dilated(
       x,
@@ -242,7 +243,7 @@ def _transposed(x: Array, kernel: Array, stride: int, pads: Padding) -> Array:
   pairs = zip(x.shape[1:3], pads, strict=True)
   h, w = ((n - 1) * stride + 2 + sum(p) - side for n, p in pairs)
   of_c = tuple((side - 1 - low, side - 1 - high) for low, high in pads)
-  plan = Plan((h, w), kernel.shape[:2], stride, (of_c[0], of_c[1]))
+  plan = Plan((h, w), (side, side), stride, (of_c[0], of_c[1]))
   return _input_gradient(x, kernel[::-1, ::-1].swapaxes(2, 3), plan)
 
 
