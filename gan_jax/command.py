@@ -172,7 +172,7 @@ def keep_memory() -> None:
 
   XLA on CPU takes its scratch memory anew each step. glibc returns blocks of
   that size to the system at once, so every step would touch thousands of
-  pages for the first time: a sixth of the textbook pair's time. Without
+  pages for the first time: 12 to 19 % of the textbook pair's time. Without
   glibc, or with the user's own MALLOC_ settings, nothing is changed.
   """
   if any(name.startswith("MALLOC_") for name in os.environ):
