@@ -20,6 +20,8 @@ CASES = [
   if form == "native" or -(-kernel // stride) in winograd.OUTPUTS
 ]
 CASES += [("native", 4, 2, "VALID"), ("winograd", 3, 1, "VALID")]
+# What runs on GPU and TPU.
+CASES += [("plain", 5, 2, "SAME"), ("plain", 4, 2, EXPLICIT)]
 
 
 def results(module, variables, x):

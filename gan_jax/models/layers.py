@@ -164,45 +164,41 @@ def _on_cpu() -> bool:
   return jax.default_backend() == "cpu" and FORM != "plain"
 
 
-class _Convolution(nn.Module):
-  """The parameters that both convolutions have, under Flax's names.
+def _weigh(
+  module: Any, x: Array, channels: int, form: Callable[[Array, Array], Array]
+) -> Array:
+  """form(x, kernel) + bias, with the parameters of Flax's modules."""
+  shape = (module.kernel, module.kernel, channels, module.features)
+  kernel = module.param("kernel", module.kernel_init, shape, jnp.float32)
+  y = form(x.astype(module.dtype), kernel.astype(module.dtype))
+  if module.use_bias:
+    bias = module.param("bias", nn.initializers.zeros, (module.features,))
+    y = y + bias.astype(module.dtype)
+  return y
 
-  Fields: `padding` is SAME, VALID or ((low, high), (low, high)); `groups`
-  splits the channels into convolutions that do not see one another.
+
+class Conv(nn.Module):
+  """Convolution, (n, h, w, in) to (n, h / stride, w / stride, out).
+
+  Parameters, shapes and values are those of `nn.Conv(features, (kernel,
+  kernel), (stride, stride), padding, feature_group_count=groups)`; padding is
+  SAME, VALID or ((low, high), (low, high)).
   """
 
   features: int
   kernel: int
   stride: int = 1
   padding: str | Padding = "SAME"
-  groups: int = 1
+  groups: int = 1  # Of channels; they do not see one another.
   use_bias: bool = True
   dtype: Any = jnp.float32
   kernel_init: Callable = nn.initializers.lecun_normal()
 
-  def form(self, x: Array, kernel: Array) -> Array:
-    raise NotImplementedError
-
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    side, channels = self.kernel, x.shape[-1] // self.groups
-    shape = (side, side, channels, self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-    y = self.form(x.astype(self.dtype), kernel.astype(self.dtype))
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,))
-      y = y + bias.astype(self.dtype)
-    return y
+    return _weigh(self, x, x.shape[-1] // self.groups, self._convolve)
 
-
-class Conv(_Convolution):
-  """Convolution, (n, h, w, in) to (n, h / stride, w / stride, out).
-
-  Parameters, shapes and values are those of `nn.Conv(features, (kernel,
-  kernel), (stride, stride), padding, feature_group_count=groups)`.
-  """
-
-  def form(self, x: Array, kernel: Array) -> Array:
+  def _convolve(self, x: Array, kernel: Array) -> Array:
     pads = _pads(self.padding, x.shape[1:3], self.kernel, self.stride)
     if self.groups == 1 and _on_cpu():
       size, side = x.shape[1:3], self.kernel
@@ -218,16 +214,26 @@ class Conv(_Convolution):
     )
 
 
-class ConvTranspose(_Convolution):
+class ConvTranspose(nn.Module):
   """Transposed convolution, (n, h, w, in) to (n, h stride, w stride, out).
 
   Parameters, shapes and values are those of `nn.ConvTranspose(features,
-  (kernel, kernel), (stride, stride), padding)`.
+  (kernel, kernel), (stride, stride), padding)`; padding as in `Conv`.
   """
 
+  features: int
+  kernel: int
   stride: int = 2
+  padding: str | Padding = "SAME"
+  use_bias: bool = True
+  dtype: Any = jnp.float32
+  kernel_init: Callable = nn.initializers.lecun_normal()
 
-  def form(self, x: Array, kernel: Array) -> Array:
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    return _weigh(self, x, x.shape[-1], self._transpose)
+
+  def _transpose(self, x: Array, kernel: Array) -> Array:
     pads = _transposed_pads(self.padding, self.kernel, self.stride)
     if _on_cpu():
       return _transposed(x, kernel, self.stride, pads)
