@@ -11,15 +11,25 @@ import pytest
 from gan_jax.models import layers, winograd
 
 EXPLICIT = ((1, 1), (2, 0))
+KERNELS, STRIDES = (1, 3, 4, 5), (1, 2)
 CASES = [
-  (form, kernel, stride, padding)
-  for form, kernel, stride, padding in itertools.product(
-    ("native", "winograd"), (1, 3, 4, 5), (1, 2), ("SAME", EXPLICIT)
-  )
-  # Other taps have no Winograd form, and would test the native one again.
-  if form == "native" or -(-kernel // stride) in winograd.OUTPUTS
+  *itertools.product(("native",), KERNELS, STRIDES, ("SAME", EXPLICIT)),
+  *itertools.product(("patches",), KERNELS, STRIDES, (EXPLICIT,)),
+  ("native", 4, 2, "VALID"),
+  ("patches", 4, 2, "SAME"),
 ]
-CASES += [("native", 4, 2, "VALID"), ("winograd", 3, 1, "VALID")]
+# Other taps have no Winograd form, and would test the native one again.
+CASES += [
+  ("winograd", kernel, stride, padding)
+  for kernel, stride, padding in (
+    (3, 1, "SAME"),
+    (3, 1, "VALID"),
+    (3, 2, EXPLICIT),
+    (4, 2, "SAME"),
+    (4, 2, EXPLICIT),
+    (5, 2, EXPLICIT),
+  )
+]
 # What runs on GPU and TPU.
 CASES += [("plain", 5, 2, "SAME"), ("plain", 4, 2, EXPLICIT)]
 
@@ -74,10 +84,10 @@ def test_convolutions_are_flax(
   )
 
 
-@pytest.mark.parametrize("size", [4, 5, 8, 9, 13])
+@pytest.mark.parametrize("size", [2, 5, 8, 13, 14])
 def test_tiles_cover_every_size(size, monkeypatch):
   monkeypatch.setattr(layers, "FORM", "winograd")
-  x = jax.random.normal(jax.random.key(0), (1, size, size, 2))
+  x = jax.random.normal(jax.random.key(0), (1, size, size + 1, 2))
   for kernel, stride in ((3, 1), (4, 2)):
     sides = (kernel, kernel), (stride, stride)
     assert_same(layers.Conv(3, kernel, stride), nn.Conv(3, *sides), x, 2e-5)
@@ -89,31 +99,79 @@ def test_groups_are_flax():
   assert_same(ours, nn.Conv(6, (3, 3), feature_group_count=2), x, 1e-5)
 
 
-def in_tiles(channels, features, size=16):
-  """Whether a convolution with kernel 4 and stride 2 leaves XLA's form."""
+def convolutions(channels, features, size=16, of=None):
+  """XLA's convolutions in a layer with kernel 4 and stride 2, or a gradient."""
   x = jnp.zeros((2, size, size, channels))
   module = layers.Conv(features, 4, 2)
   variables = jax.eval_shape(module.init, jax.random.key(0), x)
-  jaxpr = jax.make_jaxpr(module.apply)(variables, x)
-  return "conv_general_dilated" not in str(jaxpr)
+
+  def value(variables, x):
+    return module.apply(variables, x).sum()
+
+  function = module.apply if of is None else jax.grad(value, of)
+  return str(jax.make_jaxpr(function)(variables, x)).count(
+    "conv_general_dilated["
+  )
 
 
 def test_only_what_gains_is_taken_in_tiles():
   """4 phases of 32 channels are products of 128 terms, enough for tiles."""
-  assert in_tiles(32, 128)
-  assert not in_tiles(31, 128)
-  assert not in_tiles(32, 127)
-  assert not in_tiles(3, 64)
-  # 7 outputs in 2 tiles of 4 waste too much: the textbook's layer.
-  assert not in_tiles(64, 128, size=14)
+  assert convolutions(32, 128) == 0
+  assert convolutions(64, 128, size=14) == 0  # 7 outputs are 4 and 3.
+  assert convolutions(31, 128) == 1
+  assert convolutions(32, 127) == 1
+  assert convolutions(3, 64) == 1
+  assert convolutions(64, 128, size=2) == 1  # A tile for 1 output.
 
 
-@pytest.mark.parametrize("outputs, taps", [(4, 2), (3, 3)])
-def test_tiles_are_exact_correlations(outputs, taps):
-  """A^T [(G w) * (B^T x)] in float64 is the correlation, to its last digits."""
-  a, b, g = winograd._matrices(outputs, taps)
+@pytest.mark.parametrize("of", [0, 1])
+def test_gradients_of_few_channels_are_taken_in_patches(of):
+  """Only the value is XLA's; not so with 3 channels, 48 numbers a patch."""
+  value = convolutions(2, 8)
+  assert value == 1
+  assert convolutions(2, 8, of=of) == value
+  assert convolutions(3, 8, of=of) > value
+
+
+@pytest.mark.parametrize(
+  "parts, taps", [(p, taps) for taps, ps in winograd.TILES.items() for p in ps]
+)
+def test_tiles_are_exact_correlations(parts, taps):
+  """A^T [(G w) * (B x)] in float64 is the correlation, to its last digits."""
+  axis = winograd.Axis(taps, parts, 1)
+  a, b, g = axis.matrices()
   rng = np.random.default_rng(0)
-  x, w = rng.normal(size=outputs + taps - 1), rng.normal(size=taps)
+  x, w = rng.normal(size=axis.reach), rng.normal(size=taps)
+  assert len(a) == axis.points
   np.testing.assert_allclose(
     a.T @ ((g @ w) * (b @ x)), np.correlate(x, w, "valid"), atol=1e-14
   )
+
+
+def test_seven_outputs_need_nine_products():
+  """Those of 4 and 3; two tiles of 4 would need 10, the plain sum 14."""
+  assert winograd._axis(7, 2) == winograd.Axis(2, (4, 3), 1)
+  assert winograd._axis(8, 2) == winograd.Axis(2, (4,), 2)
+  plan = winograd.Plan((14, 14), (4, 4), 2, ((1, 1), (1, 1)))
+  assert plan.saving == (14 / 9) ** 2
+
+
+@pytest.mark.parametrize(
+  "size, kernel, stride", [(14, 4, 2), (13, 5, 2), (16, 3, 1)]
+)
+def test_tiles_lose_few_digits(size, kernel, stride):
+  """The error the README states, against the sum in float64."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, size, size, 64)).astype(np.float32)
+  w = rng.normal(size=(kernel, kernel, 64, 32)).astype(np.float32)
+  plan = winograd.Plan((size, size), (kernel, kernel), stride, ((0, 0),) * 2)
+  windows = np.lib.stride_tricks.sliding_window_view(
+    x.astype(np.float64), (kernel, kernel), (1, 2)
+  )[:, ::stride, ::stride]
+  exact = np.einsum("nhwcij,ijco->nhwo", windows, w, optimize=True)
+
+  def error(y):
+    return np.sqrt(np.mean((y - exact) ** 2)) / exact.std()
+
+  assert error(winograd.convolve(x, w, plan)) < 2.5e-6
+  assert error(layers._native(x, w, plan)) < 5e-7

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gan_jax.models import winograd
+from gan_jax.models import patches, winograd
 from gan_jax.models.winograd import Padding, Plan
 
 Array = jax.Array
@@ -67,43 +67,57 @@ def _native_kernel_gradient(x: Array, dy: Array, plan: Plan) -> Array:
   return dk
 
 
-def _in_tiles(x: Array, channels: int, features: int, plan: Plan) -> bool:
-  """Whether the products of winograd.py are faster here than XLA's own.
+# (value, gradient to the input, gradient to the kernel) in each form.
+_NATIVE = _native, _native_input_gradient, _native_kernel_gradient
+_IN_PATCHES = _native, patches.input_gradient, patches.kernel_gradient
+_IN_TILES = (
+  winograd.convolve,
+  winograd.input_gradient,
+  winograd.kernel_gradient,
+)
 
-  On two cores with AVX-512 they are where both sides of the products are long
-  enough to hide what the transforms move, and where the tiles waste little:
-  layers of DCGAN 64 and of the ResNets take half the time, those of the
-  textbook's pair, with 7 outputs in 2 tiles of 4, would take a fifth more.
-  """
-  if x.dtype == jnp.bfloat16 or plan.taps not in winograd.OUTPUTS:
-    return False
-  if FORM != "auto":
-    return FORM == "winograd"
-  length = min(plan.stride**2 * channels, features)
-  return length >= 128 and plan.saving >= 2.5
-
-
-# For tests and benchmarks: native or winograd for all; plain, as Flax has it.
+# For tests and benchmarks: native, patches or winograd for all; plain, as
+# Flax has it.
 FORM = "auto"
+
+
+def _forms(x: Array, channels: int, features: int, plan: Plan) -> tuple:
+  """The forms that are fastest on CPU, by measurement.
+
+  On two cores with AVX-512, tiles are where both sides of their products are
+  long enough to hide what the transforms move: the large layers of the
+  textbook's pair take two thirds of the time of XLA's own form, those of
+  DCGAN 64 and of the ResNets half. Patches are where a layer begins or ends
+  in an image.
+  """
+  if x.dtype == jnp.bfloat16:
+    return _NATIVE
+  tiles = plan.taps in winograd.TILES
+  if FORM == "patches":
+    return _IN_PATCHES
+  if FORM == "auto":
+    if channels * plan.kernel[0] * plan.kernel[1] <= 32:
+      return _IN_PATCHES
+    length = min(plan.stride**2 * channels, features)
+    tiles = tiles and length >= 128 and plan.saving >= 2
+  return _IN_TILES if tiles and FORM != "native" else _NATIVE
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, plan: Plan) -> Array:
-  tiles = _in_tiles(x, kernel.shape[2], kernel.shape[3], plan)
-  return (winograd.convolve if tiles else _native)(x, kernel, plan)
+  form, _, _ = _forms(x, kernel.shape[2], kernel.shape[3], plan)
+  return form(x, kernel, plan)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _input_gradient(dy: Array, kernel: Array, plan: Plan) -> Array:
-  tiles = _in_tiles(dy, kernel.shape[2], kernel.shape[3], plan)
-  form = winograd.input_gradient if tiles else _native_input_gradient
+  _, form, _ = _forms(dy, kernel.shape[2], kernel.shape[3], plan)
   return form(dy, kernel, plan)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _kernel_gradient(x: Array, dy: Array, plan: Plan) -> Array:
-  tiles = _in_tiles(x, x.shape[-1], dy.shape[-1], plan)
-  form = winograd.kernel_gradient if tiles else _native_kernel_gradient
+  _, _, form = _forms(x, x.shape[-1], dy.shape[-1], plan)
   return form(x, dy, plan)
 
 

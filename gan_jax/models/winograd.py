@@ -1,22 +1,22 @@
 """Convolutions as few matrix products, for processors without an own unit.
 
 A convolution of stride s is one of stride 1 between the s x s phases of its
-input and of its kernel, of r = ceil(kernel / s) taps a side. Its m x m
-outputs of a tile need n x n = (m + r - 1)^2 products instead of (m r)^2
-(Toom and Cook; Winograd 1980; Lavin & Gray 2016, "Fast algorithms for
-convolutional neural networks"):
+input and of its kernel, of r = ceil(kernel / s) taps a side. m outputs of
+one dimension need m + r - 1 products instead of m r (Toom and Cook; Winograd
+1980; Lavin & Gray 2016, "Fast algorithms for convolutional neural networks"),
+and in two dimensions
 
-  y = A^T [(G w G^T) * (B^T x B)] A,
+  y = A^T [(G w G^T) * (B x B^T)] A,
 
-where * is one matrix product over channels for each of the n x n points. The
-form is linear in x, w and y, so the gradients are its transposes, with the
-same few products:
+where * is a matrix product over channels for each point. The form is linear
+in x, w and y, so the gradients are its transposes, with the same few products:
 
-  dx = B [(G w G^T) * (A dy A^T)] B^T,   dw = G^T [(B^T x B) * (A dy A^T)] G.
+  dx = B^T [(G w G^T) * (A dy A^T)] B,   dw = G^T [(B x B^T) * (A dy A^T)] G.
 
-n is 5 at most: larger tiles save more and lose digits. The error is a few
-times that of the sum of products (2e-6 of the output's deviation, root mean
-square, against 3e-7).
+A tile may be several of these side by side: 7 outputs are 4 and 3, so that no
+product is lost on outputs that are not there. The points are few and near 1:
+larger tiles save more and lose digits. The error is some five times that of
+the plain sum (root mean square 2e-6 of the output's deviation, against 4e-7).
 """
 
 import functools
@@ -29,36 +29,70 @@ import numpy as np
 Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Of the outputs of a tile by the taps of a phase: 5 points, or 4 where the
-# outputs are odd out.
-OUTPUTS = {2: 4, 3: 3}
-_POINTS = (0.0, 1.0, -1.0, 0.5)  # And infinity.
+# The outputs of a tile's parts, by the taps of a phase.
+TILES = {2: ((4,), (3,), (4, 3)), 3: ((4,), (3,), (2,))}
+# Of a part, by its number; the last is infinity.
+_POINTS = {3: (0, 1), 4: (0, 1, -1), 5: (0, 1, -1, 0.5), 6: (0, 1, -1, 0.5, -2)}
 
 
 @functools.lru_cache
-def _matrices(outputs: int, taps: int) -> tuple[np.ndarray, ...]:
-  """(A, B, G), of one dimension, each n rows.
+def _part(outputs: int, taps: int) -> tuple[np.ndarray, ...]:
+  """(A, B, G) of one dimension, each with a row a point.
 
   A product of polynomials with m and r coefficients is known at n = m + r - 1
   points: c = V_n^-1 (V_m a * V_r b). The correlation is its transpose.
   """
   count = outputs + taps - 1
-  points = _POINTS[: count - 1]
 
   def values(degree: int) -> np.ndarray:
-    finite = [[p**j for j in range(degree)] for p in points]
-    return np.array([*finite, [0.0] * (degree - 1) + [1.0]])
+    finite = [[p**j for j in range(degree)] for p in _POINTS[count]]
+    return np.array([*finite, [0.0] * (degree - 1) + [1.0]], np.float64)
 
-  return (
-    values(outputs),
-    np.linalg.inv(values(count)).T,
-    values(taps),
-  )
+  return values(outputs), np.linalg.inv(values(count)).T, values(taps)
 
 
-def _both(matrix: np.ndarray, x: Array) -> Array:
-  """The matrix on both leading dimensions of x, as one product."""
-  return jnp.asarray(np.kron(matrix, matrix), x.dtype) @ x
+class Axis(NamedTuple):
+  """How one dimension of a convolution is cut into tiles."""
+
+  taps: int
+  parts: tuple[int, ...]  # Outputs of a tile's parts.
+  tiles: int
+
+  @property
+  def outputs(self) -> int:
+    return sum(self.parts)
+
+  @property
+  def points(self) -> int:
+    return sum(m + self.taps - 1 for m in self.parts)
+
+  @property
+  def reach(self) -> int:
+    """Positions of the input, in one phase, that all the tiles see."""
+    return self.tiles * self.outputs + self.taps - 1
+
+  def matrices(self) -> tuple[np.ndarray, ...]:
+    """(A, B, G) of a tile: those of its parts as blocks."""
+    m, n = self.outputs, self.points
+    a = np.zeros((n, m))
+    b = np.zeros((n, m + self.taps - 1))
+    row = column = 0
+    gs = []
+    for outputs in self.parts:
+      part_a, part_b, part_g = _part(outputs, self.taps)
+      count = len(part_a)
+      a[row : row + count, column : column + outputs] = part_a
+      b[row : row + count, column : column + count] = part_b
+      gs.append(part_g)
+      row, column = row + count, column + outputs
+    return a, b, np.concatenate(gs)
+
+
+@functools.lru_cache
+def _axis(outputs: int, taps: int) -> Axis:
+  """The tiles that need the fewest products for that many outputs."""
+  axes = [Axis(taps, parts, -(-outputs // sum(parts))) for parts in TILES[taps]]
+  return min(axes, key=lambda axis: (axis.tiles * axis.points, axis.points))
 
 
 class Plan(NamedTuple):
@@ -74,157 +108,215 @@ class Plan(NamedTuple):
     return -(-max(self.kernel) // self.stride)
 
   @property
-  def outputs(self) -> int:
-    return OUTPUTS[self.taps]
-
-  @property
-  def points(self) -> int:
-    return self.outputs + self.taps - 1
-
-  @property
   def output_size(self) -> tuple[int, int]:
     pairs = zip(self.size, self.kernel, self.padding, strict=True)
     h, w = ((n + sum(p) - k) // self.stride + 1 for n, k, p in pairs)
     return h, w
 
   @property
-  def tiles(self) -> tuple[int, int]:
-    h, w = (-(-n // self.outputs) for n in self.output_size)
+  def axes(self) -> tuple[Axis, Axis]:
+    h, w = (_axis(n, self.taps) for n in self.output_size)
     return h, w
 
   @property
   def saving(self) -> float:
     """Products of the plain sum over the products of the tiles."""
-    (h, w), (rows, columns) = self.output_size, self.tiles
-    plain = h * w * self.kernel[0] * self.kernel[1]
-    return plain / (rows * columns * (self.points * self.stride) ** 2)
+    plain = np.prod(self.output_size) * np.prod(self.kernel)
+    tiled = np.prod([a.tiles * a.points for a in self.axes]) * self.stride**2
+    return float(plain / tiled)
 
 
-def _transform_input(x: Array, plan: Plan) -> Array:
-  """B^T x B: (n, h, w, c) to (points^2, n tiles, stride^2 c)."""
-  s, m, num, c = plan.stride, plan.outputs, x.shape[0], x.shape[-1]
-  positions = [m * t + plan.taps - 1 for t in plan.tiles]
+def _sums(matrix: np.ndarray, terms: list[Array]) -> list[Array]:
+  """matrix @ terms, of arrays, without the zeros."""
+  rows = []
+  for row in matrix:
+    parts = [
+      t if m == 1 else jnp.asarray(m, t.dtype) * t
+      for m, t in zip(row, terms, strict=True)
+      if m != 0
+    ]
+    rows.append(functools.reduce(jnp.add, parts))
+  return rows
+
+
+def _keep(x: Array) -> Array:
+  """Or what made x would be computed again in each sum of its slices."""
+  return jax.lax.optimization_barrier(x)
+
+
+def _to_points(
+  matrix: np.ndarray, x: Array, dimension: int, axis: Axis
+) -> list[Array]:
+  """For each point, the sum of each tile's positions along a dimension."""
+  span = axis.outputs * (axis.tiles - 1) + 1
+  terms = [
+    jax.lax.slice_in_dim(x, j, j + span, axis.outputs, axis=dimension)
+    for j in range(matrix.shape[1])
+  ]
+  return _sums(matrix, terms)
+
+
+def _from_points(
+  matrix: np.ndarray, u: list[Array], dimension: int, axis: Axis
+) -> Array:
+  """The transpose of `_to_points`: where tiles overlap, their sum."""
+  m, tiles = axis.outputs, axis.tiles
+  sums = _sums(matrix.T, u)
+  if tiles == 1:
+    return _keep(jnp.concatenate(sums, dimension))
+  part = functools.partial(jax.lax.slice_in_dim, axis=dimension)
+  for i, beyond in enumerate(sums[m:]):
+    both = part(sums[i], 1, tiles) + part(beyond, 0, tiles - 1)
+    sums[i] = jnp.concatenate([part(sums[i], 0, 1), both], dimension)
+  last = [part(x, tiles - 1, tiles) for x in sums[m:]]
+  x = _merge(jnp.stack(sums[:m], dimension + 1), dimension)
+  return _keep(jnp.concatenate([x, *last], dimension))
+
+
+def _merge(x: Array, dimension: int) -> Array:
+  shape = x.shape
+  return x.reshape(*shape[:dimension], -1, *shape[dimension + 2 :])
+
+
+def _transform_input(x: Array, plan: Plan) -> list[Array]:
+  """B x B^T: (n, h, w, c) to a (points of h, tiles n, stride^2 c) each."""
+  s, num, c = plan.stride, x.shape[0], x.shape[-1]
   edges = [
-    (low, s * p - size - low, 0)
-    for p, size, (low, _) in zip(
-      positions, plan.size, plan.padding, strict=True
+    (low, s * axis.reach - size - low, 0)
+    for axis, size, (low, _) in zip(
+      plan.axes, plan.size, plan.padding, strict=True
     )
   ]
-  x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-  # Or what made x would be computed again in each of the slices.
-  x = jax.lax.optimization_barrier(x)
-  x = x.reshape(num, positions[0], s, positions[1], s, c)
-  x = x.transpose(0, 1, 3, 2, 4, 5)
-  rows, columns = (m * (t - 1) + 1 for t in plan.tiles)
-  parts = [
-    x[:, i : i + rows : m, j : j + columns : m]
-    for i in range(plan.points)
-    for j in range(plan.points)
-  ]
-  x = jnp.stack(parts).reshape(plan.points**2, -1)
-  _, b, _ = _matrices(m, plan.taps)
-  return _both(b, x).reshape(plan.points**2, -1, s * s * c)
+  zero = jnp.zeros((), x.dtype)
+  x = _keep(jax.lax.pad(x, zero, [(0, 0, 0), *edges, (0, 0, 0)]))
+  h, w = plan.axes
+  x = x.reshape(num, h.reach, s, w.reach, s, c).transpose(1, 3, 0, 2, 4, 5)
+  x = _keep(x.reshape(h.reach, w.reach, num, s * s * c))
+  return _both_to_points(x, plan, 1)
 
 
-def _transform_input_transposed(u: Array, plan: Plan, num: int) -> Array:
-  """The transpose of `_transform_input`: a sum where tiles overlap."""
-  s, m, n = plan.stride, plan.outputs, plan.points
-  _, b, _ = _matrices(m, plan.taps)
-  rows, columns = plan.tiles
-  x = _both(b.T, u.reshape(n * n, -1))
-  x = x.reshape(n, n, num, rows, columns, s, s, -1)
-  seen = [
-    s * m * tiles < low + size
-    for tiles, size, (low, _) in zip(
-      plan.tiles, plan.size, plan.padding, strict=True
-    )
+def _groups(points: list[Array]) -> list[Array]:
+  """In threes: so many products that all the threads have some to do."""
+  return [_keep(jnp.stack(group)) for group in _cut(points, 3)]
+
+
+def _cut(items: list, size: int) -> list[list]:
+  return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _both_to_points(x: Array, plan: Plan, matrix: int) -> list[Array]:
+  """(h, w, n, c) to (points of h, tiles n, c) for each point of w, twice."""
+  h, w = plan.axes
+  groups = _groups(_to_points(h.matrices()[matrix], x, 0, h))
+  return [
+    point.reshape(len(group), -1, x.shape[-1])
+    for group in groups
+    for point in _to_points(w.matrices()[matrix], group, 2, w)
   ]
-  x = _overlap_add(x, 0, 3, m, seen[0])
-  x = _overlap_add(x, 1, 4, m, seen[1])
-  x = x.transpose(2, 3, 0, 5, 4, 1, 6, 7)
-  sizes = x.shape[1] * m * s, x.shape[4] * m * s
-  x = x.reshape(num, *sizes, -1)
+
+
+def _both_from_points(u: list[Array], plan: Plan, matrix: int, num: int):
+  """The transpose of `_both_to_points`."""
+  h, w = plan.axes
+  u = [p.reshape(len(p), h.tiles, w.tiles, num, -1) for p in u]
+  rows = [
+    row
+    for group in _cut(u, w.points)
+    for row in _from_points(w.matrices()[matrix], group, 2, w)
+  ]
+  return _from_points(h.matrices()[matrix], rows, 0, h)
+
+
+def _transform_input_transposed(u: list[Array], plan: Plan, num: int) -> Array:
+  s = plan.stride
+  x = _both_from_points(u, plan, 1, num)
+  rows, columns = x.shape[:2]
+  x = x.reshape(rows, columns, num, s, s, -1).transpose(2, 0, 3, 1, 4, 5)
+  x = x.reshape(num, rows * s, columns * s, -1)
   edges = [
     (-low, size + low - have, 0)
-    for low, size, have in zip(
-      (p[0] for p in plan.padding), plan.size, sizes, strict=True
+    for (low, _), size, have in zip(
+      plan.padding, plan.size, x.shape[1:3], strict=True
     )
   ]
   zero = jnp.zeros((), x.dtype)
   return jax.lax.pad(x, zero, [(0, 0, 0), *edges, (0, 0, 0)])
 
 
-def _overlap_add(x: Array, inner: int, outer: int, m: int, last: bool) -> Array:
-  """Adds what tile t has beyond its m positions to the first of tile t + 1.
-
-  What the last tile has beyond is padding that `_transform_input` put there,
-  or with `last` is kept, as a tile of its own.
-  """
-  core = jax.lax.slice_in_dim(x, 0, m, axis=inner)
-  beyond = jax.lax.slice_in_dim(x, m, x.shape[inner], axis=inner)
-  zero, edges = jnp.zeros((), x.dtype), [(0, 0, 0)] * x.ndim
-  edges[outer] = (0, int(last), 0)
-  core = jax.lax.pad(core, zero, edges)
-  edges[inner] = (0, m - beyond.shape[inner], 0)
-  edges[outer] = (1, int(last) - 1, 0)
-  return core + jax.lax.pad(beyond, zero, edges)
+def _transform_output(y: list[Array], plan: Plan, num: int) -> Array:
+  """A^T y A: to (n, h, w, o)."""
+  x = _both_from_points(y, plan, 0, num)
+  rows, columns = plan.output_size
+  return x[:rows, :columns].transpose(2, 0, 1, 3)
 
 
-def _transform_kernel(w: Array, plan: Plan) -> Array:
-  """G w G^T: (k, k, c, o) to (points^2, stride^2 c, o)."""
+def _transform_output_transposed(y: Array, plan: Plan) -> list[Array]:
+  """A dy A^T: (n, h, w, o) to a (points of h, tiles n, o) each."""
+  short = [
+    (0, axis.tiles * axis.outputs - n, 0)
+    for axis, n in zip(plan.axes, plan.output_size, strict=True)
+  ]
+  y = jax.lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *short, (0, 0, 0)])
+  return _both_to_points(_keep(y.transpose(1, 2, 0, 3)), plan, 0)
+
+
+def _transform_kernel(w: Array, plan: Plan) -> list[Array]:
+  """G w G^T: (k, k, c, o) to a (points of h, stride^2 c, o) each."""
   r, s = plan.taps, plan.stride
   c, o = w.shape[2:]
-  short = [(0, r * s - k) for k in plan.kernel]
-  w = jnp.pad(w, [*short, (0, 0), (0, 0)])
+  w = jnp.pad(w, [*((0, r * s - k) for k in plan.kernel), (0, 0), (0, 0)])
   w = w.reshape(r, s, r, s, c, o).transpose(0, 2, 1, 3, 4, 5)
-  _, _, g = _matrices(plan.outputs, r)
-  return _both(g, w.reshape(r * r, -1)).reshape(-1, s * s * c, o)
+  w = _keep(w.reshape(r, r, s * s * c, o))
+  h_axis, w_axis = plan.axes
+  taps = [
+    _groups(_sums(h_axis.matrices()[2], list(w[:, tap]))) for tap in range(r)
+  ]
+  return [
+    point
+    for group in zip(*taps, strict=True)
+    for point in _sums(w_axis.matrices()[2], list(group))
+  ]
 
 
-def _transform_kernel_transposed(v: Array, plan: Plan) -> Array:
-  r, s = plan.taps, plan.stride
-  o = v.shape[-1]
-  _, _, g = _matrices(plan.outputs, r)
-  w = _both(g.T, v.reshape(plan.points**2, -1)).reshape(r, r, s, s, -1, o)
-  w = w.transpose(0, 2, 1, 3, 4, 5).reshape(r * s, r * s, -1, o)
+def _transform_kernel_transposed(v: list[Array], plan: Plan) -> Array:
+  """G^T v G: a (points of h, o, stride^2 c) each to (k, k, c, o)."""
+  r, s, o = plan.taps, plan.stride, v[0].shape[1]
+  h_axis, w_axis = plan.axes
+  groups = [
+    [_keep(x) for x in _sums(w_axis.matrices()[2].T, group)]
+    for group in _cut(v, w_axis.points)
+  ]
+  columns = [
+    _sums(h_axis.matrices()[2].T, [row for group in taps for row in group])
+    for taps in zip(*groups, strict=True)
+  ]
+  w = _keep(jnp.stack([jnp.stack(column) for column in columns]))
+  w = w.reshape(r, r, o, s, s, -1).transpose(1, 3, 0, 4, 5, 2)
+  w = w.reshape(r * s, r * s, -1, o)
   return w[: plan.kernel[0], : plan.kernel[1]]
 
 
-def _transform_output(y: Array, plan: Plan, num: int) -> Array:
-  """A^T y A: (points^2, n tiles, o) to (n, h, w, o)."""
-  m, (rows, columns), o = plan.outputs, plan.tiles, y.shape[-1]
-  a, _, _ = _matrices(m, plan.taps)
-  y = _both(a.T, y.reshape(plan.points**2, -1))
-  y = y.reshape(m, m, num, rows, columns, o).transpose(2, 3, 0, 4, 1, 5)
-  y = y.reshape(num, rows * m, columns * m, o)
-  return y[:, : plan.output_size[0], : plan.output_size[1]]
-
-
-def _transform_output_transposed(y: Array, plan: Plan) -> Array:
-  m, (rows, columns), num = plan.outputs, plan.tiles, y.shape[0]
-  h, w = plan.output_size
-  short = [(0, rows * m - h), (0, columns * m - w)]
-  y = jnp.pad(y, [(0, 0), *short, (0, 0)])
-  y = y.reshape(num, rows, m, columns, m, -1).transpose(2, 4, 0, 1, 3, 5)
-  a, _, _ = _matrices(m, plan.taps)
-  o = y.shape[-1]
-  return _both(a, y.reshape(m * m, -1)).reshape(plan.points**2, -1, o)
+def _products(sums: str, a: list[Array], b: list[Array]) -> list[Array]:
+  return [jnp.einsum(sums, x, y) for x, y in zip(a, b, strict=True)]
 
 
 def convolve(x: Array, kernel: Array, plan: Plan) -> Array:
   """y: (n, h, w, c) and (k, k, c, o) to (n, *plan.output_size, o)."""
   u, v = _transform_input(x, plan), _transform_kernel(kernel, plan)
-  return _transform_output(u @ v, plan, x.shape[0])
+  y = _products("pmk,pko->pmo", u, v)
+  return _transform_output(y, plan, x.shape[0])
 
 
 def input_gradient(dy: Array, kernel: Array, plan: Plan) -> Array:
   """dx of `convolve`: its transpose, of the shape of x."""
   dm = _transform_output_transposed(dy, plan)
-  du = jnp.einsum("pmo,pko->pmk", dm, _transform_kernel(kernel, plan))
+  v = _transform_kernel(kernel, plan)
+  du = _products("pmo,pko->pmk", dm, v)
   return _transform_input_transposed(du, plan, dy.shape[0])
 
 
 def kernel_gradient(x: Array, dy: Array, plan: Plan) -> Array:
   """dkernel of `convolve`, of the kernel's shape."""
   u, dm = _transform_input(x, plan), _transform_output_transposed(dy, plan)
-  return _transform_kernel_transposed(jnp.einsum("pmk,pmo->pko", u, dm), plan)
+  dv = _products("pmo,pmk->pok", dm, u)
+  return _transform_kernel_transposed(dv, plan)
