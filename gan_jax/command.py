@@ -185,8 +185,9 @@ def keep_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
   except (OSError, AttributeError, TypeError):
     return
-  trim_threshold, mmap_max = -1, -4  # Of malloc.h.
+  trim_threshold, mmap_max, arena_max = -1, -4, -8  # Of malloc.h.
   mallopt(mmap_max, 0)
+  mallopt(arena_max, 1)  # The others of its heaps are returned all the same.
   mallopt(trim_threshold, 2**31 - 1)
 
 
