@@ -3,10 +3,11 @@
   python -m experiments.benchmarks.loop [--steps=500] [--delivery=stream]
 
 Trains the textbook's pair on made-up digits (60,000 images of 28x28) with
-rows, TensorBoard, checkpoints every 500 steps and sample grids every 250, and
-times the bare compiled step on the same data before and after the run, on the
-same cores. The overhead is the run's time from the end of its first step to
-its last save, over as many bare steps, less one.
+rows, TensorBoard, checkpoints every 500 steps and sample grids every 250. The
+bare compiled step is timed on the same data and cores right before and right
+after each run: the overhead is the run's time from the end of its first step
+to its last save, over as many bare steps, less one. The median of the repeats
+counts, for the machine drifts by more than what is measured.
 """
 
 import json
@@ -19,8 +20,8 @@ from gan_jax import command
 from gan_jax.config import UserError
 
 
-def bare(config, images, steps, repeats):
-  """Milliseconds of a compiled step, one figure a repeat."""
+def bare_step(config, images):
+  """A function from a number of steps to the milliseconds of one."""
   import jax
   import numpy as np
 
@@ -39,31 +40,51 @@ def bare(config, images, steps, repeats):
   program = jax.jit(step, donate_argnums=0)
   labels = np.zeros(len(images), np.int32)
   data = jax.device_put({"image": images, "label": labels})
-  hyper, figures = step_lib.hyperparameters(config), []
-  for repeat in range(repeats + 1):
+  hyper = step_lib.hyperparameters(config)
+
+  def timed(steps):
+    nonlocal state
     begun = time.perf_counter()
     for _ in range(steps):
       state, metrics = program(state, hyper, data)
     jax.block_until_ready(metrics)
-    if repeat:  # The first compiles.
-      figures.append(1e3 * (time.perf_counter() - begun) / steps)
-  return figures
+    return 1e3 * (time.perf_counter() - begun) / steps
+
+  timed(2)  # Compiles.
+  return timed
+
+
+def run(config, workdir, argv):
+  """(milliseconds a step of a run, its share of drawing and saving)."""
+  from gan_jax import train
+
+  train.train(config, workdir, argv)
+  ended = time.monotonic()
+  with open(os.path.join(workdir, "environment.json")) as file:
+    noted = json.load(file)
+  first = command.STARTED + noted["seconds_to_first_step"]
+  per_step = 1e3 * (ended - first) / (config.steps - 1)
+  share = noted["seconds_evaluating_drawing_saving"] / noted["seconds_in_loop"]
+  return per_step, share
 
 
 def main(argv):
   parser = command.parser(__doc__)
   parser.add_argument("--steps", type=int, default=500)
+  parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument(
     "--delivery", choices=("resident", "stream"), default="resident"
   )
   options = parser.parse_args(argv[1:])
-  if options.steps < 2:
-    raise UserError(f"--steps={options.steps}; expected at least 2")
+  for name, least in (("steps", 10), ("repeats", 1)):
+    if getattr(options, name) < least:
+      raise UserError(
+        f"--{name}={getattr(options, name)}; expected at least {least}"
+      )
   command.use_compilation_cache()
   command.keep_memory()
   import numpy as np
 
-  from gan_jax import train
   from gan_jax.config import base_config
 
   config = base_config()
@@ -71,27 +92,27 @@ def main(argv):
   config.data.delivery = options.delivery
   images = np.random.default_rng(0).integers(0, 256, (60_000, 28, 28, 1))
   images = images.astype(np.uint8)
-  part = max(1, options.steps // 10)
+  part = options.steps // 5
+  ratios = []
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "images.npz")
     np.savez(path, images=images)
     config.data.name = f"npz:{path}"
-    workdir = os.path.join(folder, "run")
-    figures = bare(config, images, part, 5)
-    started = time.monotonic()
-    train.train(config, workdir, argv)
-    ended = time.monotonic() - started
-    figures += bare(config, images, part, 5)
-    with open(os.path.join(workdir, "environment.json")) as file:
-      noted = json.load(file)
-  first = noted["seconds_to_first_step"] - (started - command.STARTED)
-  per_step = 1e3 * (ended - first) / (options.steps - 1)
-  median = statistics.median(figures)
-  paused = noted["seconds_evaluating_drawing_saving"]
+    bare = bare_step(config, images)
+    for repeat in range(options.repeats):
+      before = bare(part)
+      workdir = os.path.join(folder, f"run-{repeat}")
+      per_step, paused = run(config, workdir, argv)
+      around = (before, bare(part))
+      ratios.append(per_step / statistics.mean(around))
+      print(
+        f"bare step {around[0]:.2f} and {around[1]:.2f} ms; run "
+        f"{per_step:.2f} ms a step: {ratios[-1] - 1:+.1%}; drawing and "
+        f"saving took {paused:.1%} of the loop",
+        flush=True,
+      )
   print(
-    f"bare step {median:.2f} ms ({min(figures):.2f} to {max(figures):.2f}); "
-    f"run {per_step:.2f} ms a step: {per_step / median - 1:+.1%}; "
-    f"drawing and saving took {paused / noted['seconds_in_loop']:.1%} of the loop"
+    f"overhead, median of {len(ratios)}: {statistics.median(ratios) - 1:+.1%}"
   )
   return 0
 

@@ -271,4 +271,5 @@ def side(model, threads, guard, guard_steps):
       out = step(images, torch.randn(num, latent), torch.randn(num, latent))
     out[1].item()
 
-  return run, seconds, losses, False
+  told = {"compile_seconds": seconds, "looped": False, "losses": losses}
+  return run, told

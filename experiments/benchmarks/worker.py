@@ -35,7 +35,7 @@ def load_jax():
 
 
 def jax_side(model, plain, per_call, precision, guard, profile):
-  """(run, what the first call took, losses of the guard's steps)."""
+  """(run, what to tell of it: its first call, losses of the guard's steps)."""
   jax = load_jax()
   import numpy as np
 
@@ -68,14 +68,22 @@ def jax_side(model, plain, per_call, precision, guard, profile):
   begun = time.perf_counter()
   program = call.lower(state, hyper, data).compile()
   seconds = time.perf_counter() - begun
-  # The guard's steps, on a copy: a donated state is gone.
-  copy = jax.tree.map(jax.numpy.copy, state)
-  losses = []
-  for _ in range(GUARD_STEPS):
-    copy, metrics = single(copy, hyper, data)
-    losses.append(
-      [float(metrics[f"loss_{p}"]) for p in ("discriminator", "generator")]
-    )
+
+  def losses_of(state):
+    found = []
+    for _ in range(GUARD_STEPS):
+      state, metrics = single(state, hyper, data)
+      found.append(
+        [float(metrics[f"loss_{p}"]) for p in ("discriminator", "generator")]
+      )
+    return found
+
+  # On copies: a donated state is gone.
+  losses = losses_of(jax.tree.map(jax.numpy.copy, state))
+  told = {"compile_seconds": seconds, "looped": looped, "losses": losses}
+  if not plain:
+    rounded = [losses_of(round_weights(state, seed)) for seed in (0, 1)]
+    told["spread"] = np.abs(np.subtract(rounded, losses)).max((0, 2)).tolist()
 
   def run(steps):
     nonlocal state
@@ -87,7 +95,30 @@ def jax_side(model, plain, per_call, precision, guard, profile):
     run(2 * per_call)
     with jax.profiler.trace(profile):
       run(10 * per_call)
-  return run, seconds, losses, looped
+  return run, told
+
+
+def round_weights(state, seed):
+  """A copy with weights changed by a rounding: w (1 + 2^-24 normal)."""
+  import dataclasses
+
+  import jax
+  import numpy as np
+
+  draw = np.random.default_rng(seed).standard_normal
+
+  def change(w):
+    return w * (1 + 2.0**-24 * draw(w.shape)).astype(w.dtype)
+
+  def player(part):
+    return dataclasses.replace(part, params=jax.tree.map(change, part.params))
+
+  copy = jax.tree.map(jax.numpy.copy, state)
+  return dataclasses.replace(
+    copy,
+    generator=player(copy.generator),
+    discriminator=player(copy.discriminator),
+  )
 
 
 def write_guard(jax, path, config, state, data):
@@ -134,7 +165,7 @@ def matmul_side():
       result = product(a)
     jax.block_until_ready(result)
 
-  return run, 0.0, [], False
+  return run, {}
 
 
 def main(argv):
@@ -149,7 +180,7 @@ def main(argv):
   else:
     plain = side == "plain"
     made = jax_side(model, plain, per_call, precision, guard, profile)
-  run, seconds, losses, looped = made
+  run, told = made
   run(max(2, per_call))
   # What a library prints must not be taken for an answer.
   answers, sys.stdout = sys.stdout, sys.stderr
@@ -157,7 +188,7 @@ def main(argv):
   def answer(**values):
     print(json.dumps(values), file=answers, flush=True)
 
-  answer(compile_seconds=seconds, losses=losses, looped=looped)
+  answer(**told)
   for line in sys.stdin:
     steps = int(line)
     wall, cpu = time.perf_counter(), time.process_time()
