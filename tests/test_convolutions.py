@@ -174,4 +174,4 @@ def test_tiles_lose_few_digits(size, kernel, stride):
     return np.sqrt(np.mean((y - exact) ** 2)) / exact.std()
 
   assert error(winograd.convolve(x, w, plan)) < 2.5e-6
-  assert error(layers._native(x, w, plan)) < 5e-7
+  assert error(layers._native(x, w, plan)) < 6e-7
