@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gan_jax.models import layers, winograd
+from gan_jax.models import layers, plans, winograd
 
 EXPLICIT = ((1, 1), (2, 0))
 KERNELS, STRIDES = (1, 3, 4, 5), (1, 2)
@@ -134,11 +134,11 @@ def test_gradients_of_few_channels_are_taken_in_patches(of):
 
 
 @pytest.mark.parametrize(
-  "parts, taps", [(p, taps) for taps, ps in winograd.TILES.items() for p in ps]
+  "parts, taps", [(p, taps) for taps, ps in plans.TILES.items() for p in ps]
 )
 def test_tiles_are_exact_correlations(parts, taps):
   """A^T [(G w) * (B x)] in float64 is the correlation, to its last digits."""
-  axis = winograd.Axis(taps, parts, 1)
+  axis = plans.Axis(taps, parts, 1)
   a, b, g = axis.matrices()
   rng = np.random.default_rng(0)
   x, w = rng.normal(size=axis.reach), rng.normal(size=taps)
@@ -150,9 +150,9 @@ def test_tiles_are_exact_correlations(parts, taps):
 
 def test_seven_outputs_need_nine_products():
   """Those of 4 and 3; two tiles of 4 would need 10, the plain sum 14."""
-  assert winograd._axis(7, 2) == winograd.Axis(2, (4, 3), 1)
-  assert winograd._axis(8, 2) == winograd.Axis(2, (4,), 2)
-  plan = winograd.Plan((14, 14), (4, 4), 2, ((1, 1), (1, 1)))
+  assert plans._axis(7, 2) == plans.Axis(2, (4, 3), 1)
+  assert plans._axis(8, 2) == plans.Axis(2, (4,), 2)
+  plan = plans.Plan((14, 14), (4, 4), 2, ((1, 1), (1, 1)))
   assert plan.saving == (14 / 9) ** 2
 
 
@@ -164,7 +164,7 @@ def test_tiles_lose_few_digits(size, kernel, stride):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, size, size, 64)).astype(np.float32)
   w = rng.normal(size=(kernel, kernel, 64, 32)).astype(np.float32)
-  plan = winograd.Plan((size, size), (kernel, kernel), stride, ((0, 0),) * 2)
+  plan = plans.Plan((size, size), (kernel, kernel), stride, ((0, 0),) * 2)
   windows = np.lib.stride_tricks.sliding_window_view(
     x.astype(np.float64), (kernel, kernel), (1, 2)
   )[:, ::stride, ::stride]

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gan_jax.models import patches, winograd
-from gan_jax.models.winograd import Padding, Plan
+from gan_jax.models import patches, plans, winograd
+from gan_jax.models.plans import Padding, Plan
 
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -92,7 +92,7 @@ def _forms(x: Array, channels: int, features: int, plan: Plan) -> tuple:
   """
   if x.dtype == jnp.bfloat16:
     return _NATIVE
-  tiles = plan.taps in winograd.TILES
+  tiles = plan.taps in plans.TILES
   if FORM == "patches":
     return _IN_PATCHES
   if FORM == "auto":

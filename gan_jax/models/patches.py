@@ -12,7 +12,9 @@ on CPU would leave most of a vector empty.
 import jax
 import jax.numpy as jnp
 
-from gan_jax.models.winograd import Array, Plan
+from gan_jax.models.plans import Plan
+
+Array = jax.Array
 
 
 def _pad(x: Array, edges: list[tuple[int, int]]) -> Array:
